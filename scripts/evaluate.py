@@ -1,0 +1,57 @@
+"""Measures the exact NLL of a run or a checkpoint.
+
+python scripts/evaluate.py runs/fashion
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from vdvae import distributed
+from vdvae.data.datasets import load_splits
+from vdvae.errors import exit_on_user_error
+from vdvae.evaluation.nll import evaluate
+from vdvae.precision import set_matmul_precision
+from vdvae.pretrained import find_checkpoint, model_from
+
+
+def main() -> None:
+    """Prints a table, and writes it as JSON where asked to."""
+    parser = argparse.ArgumentParser(description="Exact NLL of a run directory or a checkpoint, in fp32.")
+    parser.add_argument("run", help="run directory or checkpoint")
+    parser.add_argument("--split", choices=("test", "valid", "train"), default="test")
+    parser.add_argument("--weights", choices=("ema", "model"), default="ema")
+    parser.add_argument("--batch_size", type=int, help="default: train.eval_batch of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the posterior samples")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    with exit_on_user_error():
+        found = find_checkpoint(args.run)
+        split = getattr(load_splits(found.config.data, found.config.model), args.split)
+    world = distributed.start(distributed.pick_device(args.device))
+    set_matmul_precision("fp32")
+    model = model_from(found, world.device, args.weights)
+    batch_size = args.batch_size or found.config.train.eval_batch
+    nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
+    distributed.stop()
+    if not world.is_main:
+        return
+    print(f"{found.path}, {args.weights} weights, {found.config.data.dataset} {args.split}")
+    print(f"bits/dim        {nll.bits_per_dim:.4f} +- {nll.standard_error:.4f} (standard error)")
+    print(f"nats/dim        {nll.nats_per_dim:.4f}")
+    print(f"distortion      {nll.distortion:.4f} bits/dim")
+    print(f"rate            {nll.rate:.4f} bits/dim")
+    for resolution, rate in nll.rate_per_resolution.items():
+        print(f"  at {resolution:4}x{resolution:<4}  {rate:.4f}")
+    print(f"images          {nll.num_images:,}")
+    if args.json:
+        identity = {"checkpoint": str(found.path), "step": found.step, "dataset": found.config.data.dataset}
+        choices = {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
+        args.json.write_text(json.dumps({**identity, **choices, **nll._asdict()}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

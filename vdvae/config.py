@@ -1,0 +1,169 @@
+"""Typed configuration: dataclass defaults < YAML presets < command line, and nothing unknown."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vdvae.data.datasets import DataConfig
+from vdvae.errors import UserError, did_you_mean
+from vdvae.model.config import ModelConfig
+from vdvae.training.config import TrainConfig
+
+PRESETS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+
+
+SECTIONS: dict[str, Any] = typing.get_type_hints(Config)
+
+Values = dict[str, dict[str, Any]]
+"""Section -> key -> value, already of the field's type."""
+
+
+def load_config(hps: str, overrides: list[str]) -> Config:
+    """Reads presets and command-line settings.
+
+    Args:
+        hps: names of files in configs/, or paths, separated by commas; later ones win.
+        overrides: `section.key=value`, winning over the presets.
+
+    Raises:
+        UserError: one line naming the key, where it was read and, for a misspelling, the nearest valid name.
+        ValueError: the values do not describe a model, data set or run.
+    """
+    values: Values = {section: {} for section in SECTIONS}
+    for name in hps.split(","):
+        _merge(values, _read_preset(name.strip()))
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        section, dot, name = key.partition(".")
+        if not (equals and dot):
+            raise UserError(f"command line: {override!r} is not of the form section.key=value")
+        _merge(values, _checked({section: {name: value}}, "command line"))
+    return _build(values, hps)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Writes the resolved configuration as YAML that `load_config` reads."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def to_dict(config: Config) -> Values:
+    """The resolved configuration as plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Values, source: str) -> Config:
+    """The inverse of `to_dict`, checked like a preset; `source` is named in messages."""
+    checked: Values = {section: {} for section in SECTIONS}
+    _merge(checked, _checked(values, source))
+    return _build(checked, source)
+
+
+def differing_keys(a: Config, b: Config, sections: tuple[str, ...]) -> list[str]:
+    """`section.key` of every value in which two configurations differ."""
+    one, other = to_dict(a), to_dict(b)
+    return [f"{s}.{key}" for s in sections for key in one[s] if one[s][key] != other[s][key]]
+
+
+def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    if not path.is_file():
+        presets = sorted(file.stem for file in PRESETS.glob("*.yaml"))
+        raise UserError(
+            f"there is no preset {name!r}{did_you_mean(name, presets)}; configs/ has {', '.join(presets)}, "
+            "and a path must end in .yaml"
+        )
+    if path in seen:
+        raise UserError(f"{path}: its `base` leads back to itself")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must hold the sections {', '.join(SECTIONS)}")
+    values: Values = {section: {} for section in SECTIONS}
+    if "base" in content:
+        base = str(content.pop("base"))
+        local = path.parent / f"{base}.yaml"
+        _merge(values, _read_preset(str(local) if local.is_file() else base, (*seen, path)))
+    _merge(values, _checked(content, str(path)))
+    return values
+
+
+def _merge(into: Values, new: Values) -> None:
+    for section, keys in new.items():
+        into[section].update(keys)
+
+
+def _checked(content: dict[str, Any], source: str) -> Values:
+    """Knows every section and key of `content`, and gives each value its field's type."""
+    checked: Values = {}
+    for section, keys in content.items():
+        if section not in SECTIONS:
+            hint = did_you_mean(str(section), [*SECTIONS, "base"])
+            raise UserError(f"{source}: unknown section {section!r}{hint}; there are {', '.join(SECTIONS)}")
+        if not isinstance(keys, dict):
+            raise UserError(f"{source}: section {section} must hold keys and values")
+        hints = typing.get_type_hints(SECTIONS[section])
+        for key in keys:
+            if key not in hints:
+                raise UserError(f"{source}: unknown key {section}.{key}{did_you_mean(str(key), list(hints))}")
+        checked[section] = {k: _coerce(v, hints[k], f"{source}: {section}.{k}") for k, v in keys.items()}
+    return checked
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    """Gives a value from YAML or the command line the field's type.
+
+    YAML reads `3e-4` as a string and `512:32` as a number in base 60; the command line has strings only.
+    """
+    if typing.get_origin(hint) is types.UnionType:
+        if value is None or value in ("none", "null"):
+            return None
+        hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
+    if typing.get_origin(hint) is typing.Literal:
+        choices = typing.get_args(hint)
+        for choice in choices:
+            if str(value) == str(choice):
+                return choice
+        raise UserError(f"{where} must be one of {', '.join(map(str, choices))}, not {value!r}")
+    if hint is bool and (isinstance(value, bool) or value in ("true", "false")):
+        return value if isinstance(value, bool) else value == "true"
+    if hint in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if hint is float and number == number:
+                return number
+            if hint is int and number == int(number):
+                return int(value) if not isinstance(value, str) or value.lstrip("+-").isdigit() else int(number)
+        except (ValueError, OverflowError):
+            pass
+    if hint is str and isinstance(value, str):
+        return value
+    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}[hint]
+    raise UserError(f"{where} must be {kind}, not {value!r}")
+
+
+def _build(values: Values, source: str) -> Config:
+    built = {}
+    for section, owner in SECTIONS.items():
+        for field in dataclasses.fields(owner):
+            if field.default is dataclasses.MISSING and field.name not in values[section]:
+                raise UserError(f"{source}: {section}.{field.name} is not set, and it has no default")
+        built[section] = owner(**values[section])
+    return Config(**built)

@@ -1,0 +1,36 @@
+"""What a person did wrong, told in one line: exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+from vdvae import distributed
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done; the message says what and what to do instead."""
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turns a `ValueError` or an `OSError` about a file into `error: ...` on stderr and exit status 2.
+
+    Wraps set-up only, where nothing has been written yet: past it, an exception is our bug and keeps its
+    traceback. Of several processes only the first speaks.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if distributed.env_rank() == 0:
+            message = " ".join(str(error).split())
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def did_you_mean(name: str, choices: list[str]) -> str:
+    """`" (did you mean 'lr'?)"` or `""`: the tail of a message about an unknown name."""
+    close = get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,1 @@
+"""The paper: encoder, decoder, latents, likelihood. Imports torch and itself only."""

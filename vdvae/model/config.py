@@ -1,0 +1,96 @@
+"""What a model is: the `model` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from vdvae.model.blockspec import (
+    DecoderSpec,
+    EncoderSpec,
+    parse_decoder_blocks,
+    parse_encoder_blocks,
+    parse_widths,
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture, likelihood and input scaling (paper Table 4 and the released hyperparameters).
+
+    Raises:
+        ValueError: one line naming the key, where the values do not describe a model.
+    """
+
+    enc_blocks: str
+    """Bottom-up blocks, e.g. `32x11,32d2,16x6`: see `blockspec`."""
+    dec_blocks: str
+    """Top-down blocks, e.g. `1x1,4m1,4x2`: see `blockspec`. One latent layer each."""
+    image_size: int
+    """Height and width of an image, in pixels."""
+    width: int
+    """Channels of the state ("hidden size" in Table 4)."""
+    image_channels: Literal[1, 3] = 3
+    custom_width_str: str = ""
+    """Widths that differ from `width`, by resolution, e.g. `512:32,256:64`."""
+    zdim: int = 16
+    """Latent channels per layer."""
+    bottleneck_multiple: float = 0.25
+    """Channels inside a residual block, as a fraction of the width."""
+    no_bias_above: int = 64
+    """Top-down states start from a learned bias up to this resolution, from zeros above it."""
+    num_mixtures: int = 10
+    """Logistics in the mixture of each pixel."""
+    bits: int = 8
+    """Bits per sub-pixel that the likelihood models: 2**bits levels."""
+    binning: Literal["exact", "released"] = "exact"
+    """`released` is the released code's 5-bit arithmetic, which does not sum to 1: see `likelihood.Binning`."""
+    input_shift: float = -127.5
+    """The network sees (image + input_shift) * input_scale, with images on 0..255."""
+    input_scale: float = 1 / 127.5
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "width", "zdim", "num_mixtures"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"model.{key} must be at least 1, not {getattr(self, key)}")
+        if self.image_channels not in (1, 3):
+            raise ValueError(f"model.image_channels must be 1 or 3, not {self.image_channels}")
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"model.bits must be from 1 to 8, not {self.bits}")
+        if self.binning not in ("exact", "released"):
+            raise ValueError(f"model.binning must be exact or released, not {self.binning!r}")
+        if self.binning == "released" and self.bits not in (5, 8):
+            raise ValueError(f"model.binning: released exists for 5 and 8 bits, not for {self.bits}; use exact")
+        widths = parse_widths(self.custom_width_str)
+        used = {spec.resolution for spec in self.encoder_specs} | {spec.resolution for spec in self.decoder_specs}
+        for resolution in widths.keys() - used:
+            raise ValueError(f"model.custom_width_str: no block has resolution {resolution}; remove that entry")
+        for resolution in used:
+            if self.bottleneck_width(resolution) < 1:
+                raise ValueError(
+                    f"model.bottleneck_multiple: {self.bottleneck_multiple} of width {self.width_at(resolution)} "
+                    f"at resolution {resolution} leaves no channel inside a block; raise one of the two"
+                )
+
+    def width_at(self, resolution: int) -> int:
+        """Channels of the state at a resolution."""
+        return parse_widths(self.custom_width_str).get(resolution, self.width)
+
+    def bottleneck_width(self, resolution: int) -> int:
+        """Channels inside a residual block at a resolution."""
+        return int(self.width_at(resolution) * self.bottleneck_multiple)
+
+    @property
+    def encoder_specs(self) -> list[EncoderSpec]:
+        """The bottom-up blocks, first to last."""
+        return parse_encoder_blocks(self.enc_blocks, self.image_size)
+
+    @property
+    def decoder_specs(self) -> list[DecoderSpec]:
+        """The top-down blocks, first to last."""
+        return parse_decoder_blocks(self.dec_blocks, self.encoder_specs, self.image_size)
+
+    @property
+    def dims(self) -> int:
+        """Numbers in an image: the D of "nats per dimension"."""
+        return self.image_channels * self.image_size**2

@@ -1,0 +1,35 @@
+"""The bottom-up network: one activation per resolution for the posteriors to read (paper Figure 3, left)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vdvae.model.blocks import Bottleneck, conv, match_channels, pool
+from vdvae.model.config import ModelConfig
+
+
+class Encoder(nn.Module):
+    """Residual blocks with average pooling between resolutions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.specs = config.encoder_specs
+        self.width_at = {spec.output_resolution: config.width_at(spec.output_resolution) for spec in self.specs}
+        self.in_conv = conv(config.image_channels, config.width_at(config.image_size), kernel_size=3)
+        scale = len(self.specs) ** -0.5  # 1/sqrt(N), N residual blocks (paper Section 4, Table 3)
+        self.enc_blocks = nn.ModuleList()
+        for spec in self.specs:
+            width, middle = config.width_at(spec.resolution), config.bottleneck_width(spec.resolution)
+            self.enc_blocks.append(Bottleneck(width, middle, width, spec.resolution, last_scale=scale))
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Maps scaled images `[B, C, H, W]` to the last state of each resolution r, `[B, width, r, r]`."""
+        x = self.in_conv(x)
+        activations = {x.shape[2]: x}
+        for spec, block in zip(self.specs, self.enc_blocks, strict=True):
+            x = x + block(F.gelu(x))
+            if spec.pool > 1:
+                x = match_channels(pool(x, spec.pool), self.width_at[spec.output_resolution])
+            activations[spec.output_resolution] = x
+        return activations

@@ -1,0 +1,24 @@
+"""Random generators, each a pure function of what it is for, so that no random state is ever stored."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Purpose(IntEnum):
+    """Keeps the streams of one seed apart."""
+
+    TRAINING = 0
+    """Then rank and step."""
+    EVALUATION = 1
+    """Then the batch's index."""
+    PICTURES = 2
+
+
+def generator(device: torch.device, seed: int, purpose: Purpose, *key: int) -> torch.Generator:
+    """A generator on `device`, seeded from (seed, purpose, key)."""
+    state = np.random.SeedSequence((seed, int(purpose), *key)).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> 1))

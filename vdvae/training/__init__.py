@@ -1,0 +1,1 @@
+"""One training step and everything it keeps: optimiser, EMA, metrics, checkpoints."""

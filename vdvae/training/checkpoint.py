@@ -1,0 +1,92 @@
+"""Checkpoints: one file each, never half-written, read without executing anything from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vdvae.config import Config, from_dict, to_dict
+from vdvae.errors import UserError
+
+FORMAT = 1
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds."""
+
+    path: Path
+    step: int
+    """Updates done."""
+    config: Config
+    state: dict[str, Any]
+    """`Update.state_dict`: model, ema, optimizer and the rest, on the CPU."""
+
+
+def save(directory: Path, step: int, config: Config, state: dict[str, Any]) -> Path:
+    """Writes `directory/step-NNNNNNNN.pt` under a temporary name, flushes it to the disk, and renames it; then
+    deletes all but the last `train.keep_last` and those of every `train.keep_every` steps.
+    """
+    directory.mkdir(exist_ok=True)
+    path = directory / f"step-{step:08d}.pt"
+    temporary = path.with_suffix(".pt.tmp")
+    with temporary.open("wb") as file:
+        torch.save({"format": FORMAT, "step": step, "config": to_dict(config), **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    every = config.train.keep_every
+    for old in _newest_first(directory)[config.train.keep_last :]:
+        if not (every and _step_of(old) % every == 0):
+            old.unlink()
+    return path
+
+
+def read(path: Path) -> Checkpoint:
+    """Reads one file.
+
+    Raises:
+        UserError: it is missing, damaged, not a checkpoint, or of another format.
+    """
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or "format" not in content:
+        raise UserError(f"{path} is not a checkpoint of this project")
+    if content["format"] != FORMAT:
+        raise UserError(f"{path} has checkpoint format {content['format']}; this version reads format {FORMAT}")
+    content.pop("format")
+    step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
+    return Checkpoint(path, step, config, content)
+
+
+def read_newest(directory: Path) -> Checkpoint | None:
+    """The newest checkpoint of a folder that can be read, or None; says on stderr which it had to pass over.
+
+    Raises:
+        UserError: there are checkpoints, and none can be read.
+    """
+    paths = _newest_first(directory)
+    for path in paths:
+        try:
+            return read(path)
+        except UserError as error:
+            print(f"warning: {error}; trying the one before it", file=sys.stderr)
+    if paths:
+        raise UserError(f"none of the {len(paths)} checkpoints in {directory} can be read")
+    return None
+
+
+def _newest_first(directory: Path) -> list[Path]:
+    return sorted(directory.glob("step-*.pt"), key=_step_of, reverse=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

@@ -1,0 +1,86 @@
+"""How a model is trained: the `train` section of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (paper Table 4), and how often a run reports.
+
+    Raises:
+        ValueError: one line naming the key, where a value cannot be.
+    """
+
+    batch_size: int
+    """Images per update over all processes, as in Table 4."""
+    lr: float
+    max_steps: int
+    """Updates in the whole run."""
+    skip_threshold: float
+    """Updates whose gradient norm is this or more are skipped (paper Section 4, Figure 6)."""
+    micro_batch: int | None = None
+    """The most images one device takes at once; gradients accumulate over the rest."""
+    weight_decay: float = 0.0
+    """Decoupled, as in AdamW."""
+    beta1: float = 0.9
+    beta2: float = 0.9
+    warmup_steps: int = 100
+    """The learning rate rises linearly over the first steps ..."""
+    cooldown_steps: int = 0
+    """... is constant, and falls linearly to 0 over the last ones; 0 keeps it constant, as in the paper."""
+    grad_clip: float = 200.0
+    """Gradients of a larger norm are scaled down to it."""
+    ema_decay: float = 0.999
+    max_skip_streak: int = 500
+    """So many skipped updates in a row end the run."""
+    print_every: int = 100
+    valid_every: int = 10_000
+    images_every: int = 10_000
+    checkpoint_every: int = 5_000
+    keep_last: int = 2
+    """Newest checkpoints that are kept ..."""
+    keep_every: int | None = None
+    """... besides those of every so many steps."""
+    eval_batch: int = 32
+    """Images per batch when the NLL is measured."""
+    grid_columns: int = 8
+    """Images in a row of the sample and reconstruction grids."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    """torch.compile of each block: needs a C++ compiler on a CPU."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = ["batch_size", "max_steps", "print_every", "valid_every", "images_every", "checkpoint_every"]
+        whole += ["keep_last", "eval_batch", "grid_columns", "max_skip_streak"]
+        for key in (*whole, "micro_batch", "keep_every"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{key} must be at least 1, not {value}")
+        for key in ("lr", "grad_clip", "skip_threshold"):
+            if not getattr(self, key) > 0:
+                raise ValueError(f"train.{key} must be above 0, not {getattr(self, key)}")
+        for key in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key} must not be negative, not {getattr(self, key)}")
+        for key in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be from 0 to below 1, not {getattr(self, key)}")
+
+    def batch_per_process(self, processes: int) -> int:
+        """Images that each process contributes to an update.
+
+        Raises:
+            ValueError: the global batch cannot be divided among the processes.
+        """
+        if self.batch_size % processes:
+            below = self.batch_size - self.batch_size % processes
+            nearest = f"{below} or {below + processes}" if below else f"{processes}"
+            raise ValueError(
+                f"train.batch_size {self.batch_size} cannot be divided among {processes} processes; "
+                f"use {nearest}, or another --nproc_per_node"
+            )
+        return self.batch_size // processes

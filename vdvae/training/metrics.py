@@ -1,0 +1,94 @@
+"""What happened since the last report: summed on the device, read by the host only when it is printed."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vdvae.distributed import World
+from vdvae.model.vdvae import Terms
+
+
+class Report(NamedTuple):
+    """Means over the updates since the last report, over all processes; those with a loss that is not finite
+    count in `nonfinite` alone.
+    """
+
+    bits_per_dim: float
+    rate: float
+    """bits/dim"""
+    distortion: float
+    """bits/dim"""
+    layer_rate: list[float]
+    """bits/dim of each layer, top-down"""
+    grad_norm_max: float
+    """largest finite norm before clipping (paper Figure 6)"""
+    grad_norm_mean: float
+    skipped: int
+    """updates that were skipped"""
+    nonfinite: int
+    """updates skipped because the loss or the gradient was not finite"""
+    skip_streak: int
+    """updates skipped in a row, up to now"""
+
+
+class Metrics:
+    """Running sums on the device. Adding costs no synchronisation."""
+
+    def __init__(self, num_layers: int, device: torch.device) -> None:
+        self.losses = torch.zeros(3 + num_layers, device=device)  # finite losses, distortion, rate, rate per layer
+        self.updates = torch.zeros(4, device=device)  # finite norms, their sum, skipped, not finite
+        self.norm_max = torch.zeros((), device=device)
+        self.skip_streak = torch.zeros((), device=device)
+
+    @torch.no_grad()
+    def add_losses(self, terms: Terms) -> None:
+        """Counts one micro-batch, unless its loss is not finite."""
+        values = torch.cat([terms.distortion[:, None], terms.rate[:, None], terms.layer_rate], 1)  # [B, 2 + L]
+        values = torch.cat([torch.ones_like(values[:, :1]), values], 1)
+        finite = torch.isfinite(terms.nats_per_dim).all()
+        self.losses += torch.where(finite, values, torch.zeros_like(values)).sum(0)
+
+    @torch.no_grad()
+    def add_update(self, norm: Tensor, applied: Tensor) -> None:
+        """Counts one update: its gradient norm, and whether it was applied (1 or 0)."""
+        finite = torch.isfinite(norm)
+        finite_norm = torch.where(finite, norm, torch.zeros_like(norm))
+        self.updates += torch.stack([finite.float(), finite_norm, 1 - applied, (~finite).float()])
+        self.norm_max = torch.maximum(self.norm_max, finite_norm)
+        self.skip_streak = (self.skip_streak + 1) * (1 - applied)
+
+    def report(self, world: World) -> Report:
+        """Reads the sums, over all processes, and starts anew."""
+        count, *losses = world.sum(self.losses.clone()).tolist()
+        distortion, rate, *layer_rate = (loss / max(count, 1) / math.log(2) for loss in losses)
+        norms, norm_sum, skipped, nonfinite = self.updates.tolist()
+        report = Report(
+            distortion + rate if count else math.nan,
+            rate,
+            distortion,
+            layer_rate,
+            self.norm_max.item(),
+            norm_sum / max(norms, 1),
+            int(skipped),
+            int(nonfinite),
+            int(self.skip_streak.item()),
+        )
+        self.losses.zero_()
+        self.updates.zero_()
+        self.norm_max.zero_()
+        return report
+
+    def state_dict(self, world: World) -> dict[str, Tensor]:
+        """For a checkpoint between two reports; the losses are those of all processes, so all must call this."""
+        return {**vars(self), "losses": world.sum(self.losses.clone())}
+
+    def load_state_dict(self, state: dict[str, Tensor], world: World) -> None:
+        """The inverse of `state_dict`, for any number of processes: the main one takes over all losses."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
+        if not world.is_main:
+            self.losses.zero_()

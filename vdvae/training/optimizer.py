@@ -1,0 +1,23 @@
+"""AdamW and the learning rate of every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vdvae.training.config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Fused AdamW over all parameters, as in the released code: decay on every one of them, epsilon 1e-8."""
+    betas = (config.beta1, config.beta2)
+    return torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=betas, eps=1e-8, weight_decay=config.weight_decay, fused=True
+    )
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of update `step` (from 0): linear warm-up, constant, linear cool-down to 0 at the end of the run."""
+    warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
+    cooldown = min(1.0, (config.max_steps - step) / max(1, config.cooldown_steps))
+    return config.lr * min(warmup, cooldown)

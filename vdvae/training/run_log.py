@@ -1,0 +1,111 @@
+"""What a run writes down: metrics.jsonl for programs, TensorBoard for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from vdvae.training.metrics import Report
+from vdvae.training.run_directory import RunDirectory
+
+
+class RunLog:
+    """Writes to a run directory; a resumed run drops what was logged after its checkpoint.
+
+    Args:
+        directory: exists.
+        resolutions: of the latent layers, top-down.
+        step: updates done before this process.
+        writes: whether this is the process that writes; calls on the others do nothing.
+    """
+
+    def __init__(self, directory: RunDirectory, resolutions: list[int], step: int, writes: bool) -> None:
+        self.resolutions = resolutions
+        self.metrics: TextIO | None = None
+        self.board: SummaryWriter | None = None
+        if writes:
+            _drop_after(directory.metrics_file, step)
+            self.metrics = directory.metrics_file.open("a")
+            self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
+
+    def train(self, step: int, report: Report, learning_rate: float, images_per_second: float) -> None:
+        """Logs the means since the last report."""
+        per_resolution = rate_per_resolution(report.layer_rate, self.resolutions)
+        self._scalars(
+            step,
+            "train",
+            {
+                "bits_per_dim": report.bits_per_dim,
+                "rate": report.rate,
+                "distortion": report.distortion,
+                "largest_gradient_norm": report.grad_norm_max,
+                "skipped_updates": report.skipped,
+                "learning_rate": learning_rate,
+                "images_per_second": images_per_second,
+            },
+        )
+        digits = len(str(max(self.resolutions)))
+        self._scalars(step, "kl_per_resolution", {f"{r:0{digits}}x{r:0{digits}}": v for r, v in per_resolution.items()})
+        layers = enumerate(zip(self.resolutions, report.layer_rate, strict=True))
+        self._scalars(step, "kl_per_layer", {f"{i:03}_at_{r}x{r}": value for i, (r, value) in layers})
+        self._line(
+            "train",
+            step,
+            {
+                **report._asdict(),
+                "learning_rate": learning_rate,
+                "images_per_second": images_per_second,
+                "rate_per_resolution": per_resolution,
+            },
+        )
+
+    def evaluation(self, step: int, split: str, result: dict[str, Any]) -> None:
+        """Logs a measured NLL."""
+        numbers = {key: result[key] for key in ("bits_per_dim", "rate", "distortion")}
+        self._scalars(step, split, numbers)
+        self._line(split, step, result)
+
+    def picture(self, step: int, name: str, grid: NDArray[np.uint8]) -> None:
+        """Shows a grid, uint8 [H, W, C], in TensorBoard."""
+        if self.board:
+            self.board.add_image(name, grid, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Writes out what is still in memory."""
+        if self.metrics and self.board:
+            self.metrics.close()
+            self.board.close()
+
+    def _scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
+    def _line(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        if self.metrics:
+            self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            self.metrics.flush()
+
+
+def rate_per_resolution(layer_rate: list[float], resolutions: list[int]) -> dict[int, float]:
+    """Sums the rate of the layers at each resolution, from the lowest resolution up."""
+    return {
+        r: sum(rate for rate, at in zip(layer_rate, resolutions, strict=True) if at == r)
+        for r in sorted(set(resolutions))
+    }
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keeps the lines up to a step: what came after it, and the test, is about to be done again."""
+    if not path.exists():
+        return
+    lines = [(line, json.loads(line)) for line in path.read_text().splitlines(keepends=True)]
+    kept = [line for line, entry in lines if entry["step"] <= step and entry["kind"] != "test"]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)

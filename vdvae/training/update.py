@@ -1,0 +1,117 @@
+"""One training step: gradient of the global batch, clip, skip or apply, average (paper Section 4)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
+
+from vdvae.distributed import World
+from vdvae.model.vdvae import VDVAE
+from vdvae.noise import Purpose, generator
+from vdvae.precision import autocast, set_matmul_precision
+from vdvae.training.config import TrainConfig
+from vdvae.training.ema import EMA
+from vdvae.training.metrics import Metrics
+from vdvae.training.optimizer import learning_rate, make_optimizer
+
+FP16_FIRST_SCALE = 2.0**16
+FP16_GROWTH_INTERVAL = 2000
+
+
+class Update:
+    """A model, its optimiser and its average, and the step that moves all three.
+
+    Nothing in a step waits for the device: whether an update is skipped is decided there, by a number that the
+    fused optimiser and the average read. All processes decide alike, because a loss that is not finite poisons its
+    process's gradients with NaN, and the all-reduce carries that to every other.
+
+    Args:
+        model: on its device; updated in place.
+        config: the `train` section.
+        world: the processes that share the global batch.
+    """
+
+    def __init__(self, model: VDVAE, config: TrainConfig, world: World) -> None:
+        set_matmul_precision(config.precision)
+        self.model = model
+        self.config = config
+        self.world = world
+        self.ema = EMA(model, config.ema_decay)
+        self.optimizer = make_optimizer(model, config)
+        self.metrics = Metrics(model.num_layers, world.device)
+        self.loss_scale = torch.ones((), device=world.device)
+        self.good_updates = torch.zeros((), device=world.device)
+        if config.precision == "fp16":
+            self.loss_scale.fill_(FP16_FIRST_SCALE)
+        if config.compile:
+            model.compile_blocks()
+        self.parallel: Any = model
+        if world.size > 1:
+            self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    def __call__(self, images: Tensor, step: int) -> None:
+        """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W]."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, step)
+        noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, self.world.rank, step)
+        pieces = -(-len(images) // (self.config.micro_batch or len(images)))
+        for i, piece in enumerate(images.tensor_split(pieces)):
+            is_last = i == pieces - 1
+            with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
+                self._backward(piece, len(images), noise)
+        self._apply()
+
+    def _backward(self, images: Tensor, share: int, noise: torch.Generator) -> None:
+        """Adds the gradient of some images' part of the mean over this process's share."""
+        with autocast(self.world.device, self.config.precision):
+            terms = self.parallel(images, noise)
+        loss = terms.nats_per_dim.sum() / share
+        loss.backward(torch.where(torch.isfinite(loss), self.loss_scale, torch.nan))
+        self.metrics.add_losses(terms)
+
+    @torch.no_grad()
+    def _apply(self) -> None:
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = get_total_norm(gradients) / self.loss_scale
+        applied = (norm < self.config.skip_threshold).float()  # false for NaN
+        clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
+        self.optimizer.grad_scale = self.loss_scale / clip  # type: ignore[attr-defined]
+        self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update(applied)
+        self.metrics.add_update(norm, applied)
+        if self.config.precision == "fp16":
+            self._adapt_loss_scale(torch.isfinite(norm))
+
+    def _adapt_loss_scale(self, finite: Tensor) -> None:
+        """Halves the loss scale after an overflow, and doubles it after many updates without one."""
+        self.good_updates = (self.good_updates + 1) * finite
+        grow = self.good_updates >= FP16_GROWTH_INTERVAL
+        self.loss_scale = self.loss_scale * torch.where(finite, 1.0 + grow.float(), 0.5)
+        self.good_updates = self.good_updates * ~grow
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on as if nothing had happened. Every process must call this."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "metrics": self.metrics.state_dict(self.world),
+            "loss_scale": self.loss_scale,
+            "good_updates": self.good_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.metrics.load_state_dict(state["metrics"], self.world)
+        self.loss_scale.copy_(state["loss_scale"])
+        self.good_updates.copy_(state["good_updates"])
