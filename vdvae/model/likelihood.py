@@ -20,8 +20,8 @@ from vdvae.model.config import ModelConfig
 
 MIN_LOG_SCALE = -7.0
 LOG_NEGLIGIBLE = math.log(1e-7)
-LARGEST_MEAN = 1e30
-"""Means are held below this so that no parameter, however wild, can overflow; images lie in [-1, 1]."""
+LARGEST = 1e25
+"""Parameters are held below this so that none, however wild, makes a sum over an image overflow."""
 
 
 class Binning(NamedTuple):
@@ -87,16 +87,11 @@ class Mixture(NamedTuple):
         b, p, h, w = parameters.shape
         kinds = 2 if channels == 1 else 3
         m = p // (1 + kinds * channels)
+        parameters = parameters.clamp(-LARGEST, LARGEST)
         logits = parameters[:, :m]
         means, log_scales, *rest = parameters[:, m:].view(b, channels, kinds, m, h, w).unbind(2)  # [B, C, M, H, W]
         coefficients = rest[0].tanh() if rest else means[:, :0]
-        return cls(
-            logits,
-            means.clamp(-LARGEST_MEAN, LARGEST_MEAN),
-            log_scales.clamp(min=MIN_LOG_SCALE),
-            coefficients,
-            binning,
-        )
+        return cls(logits, means, log_scales.clamp(min=MIN_LOG_SCALE), coefficients, binning)
 
     @staticmethod
     def num_parameters(channels: int, num_mixtures: int) -> int:

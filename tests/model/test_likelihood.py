@@ -1,0 +1,164 @@
+"""The discretised mixture of logistics: sums, gradients at the extremes, samples and means against enumeration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from vdvae.model.likelihood import Binning, Mixture
+
+CASES = [(bits, channels) for bits in range(1, 9) for channels in (1, 3)]
+
+
+def random_parameters(channels: int, pixels: int, spread: float, mixtures: int = 4, seed: int = 0) -> Tensor:
+    """[pixels, P, 1, 1]: one pixel per image, so that each gets all levels in turn."""
+    count = Mixture.num_parameters(channels, mixtures)
+    return spread * torch.randn(pixels, count, 1, 1, generator=torch.Generator().manual_seed(seed))
+
+
+def pixel_values(binning: Binning) -> Tensor:
+    """One uint8 value of each level, [K]."""
+    return torch.arange(0, 256, 2 ** (8 - binning.bits), dtype=torch.uint8)
+
+
+def level_probabilities(parameters: Tensor, channels: int, binning: Binning, earlier: Tensor) -> Tensor:
+    """p(last channel = k | earlier channels) for every level k, [pixels, K], as a ratio of joint probabilities.
+
+    `earlier` holds uint8 values [channels - 1]. The joint of a prefix of the channels is that of a model that has
+    only those, whose other means are irrelevant; so the ratio is taken over the last channel's own sum.
+    """
+    values = pixel_values(binning)
+    mixture = Mixture.from_parameters(parameters, channels, binning)
+    columns = []
+    for value in values:
+        image = torch.cat([earlier, value[None]]).view(1, channels, 1, 1).expand(len(parameters), -1, -1, -1)
+        columns.append(mixture.log_prob(image))
+    return torch.stack(columns, 1).exp()
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0, 6.0])
+@pytest.mark.parametrize(("bits", "channels"), CASES)
+def test_one_subpixel_sums_to_one(bits: int, channels: int, spread: float) -> None:
+    """Over the first channel, and over the later ones given the earlier: every conditional sums to 1."""
+    binning = Binning.of(bits, "exact")
+    mixture = Mixture.from_parameters(random_parameters(channels, 200, spread), channels, binning)
+    level = torch.arange(binning.levels).float().view(1, -1, 1, 1, 1)  # as if levels were channels: [1, K, 1, 1, 1]
+    earlier = [torch.full((1, 1, 1, 1), x) for x in (-0.7, 0.4)]
+    for c in range(channels):
+        one = mixture._replace(
+            means=mixture._conditional_mean(c, earlier)[:, None], log_scales=mixture.log_scales[:, c : c + 1]
+        )
+        log_mass = one._log_mass(level, one.means)  # [pixels, K, M, 1, 1]
+        per_logistic = log_mass.exp().sum(1)  # [pixels, M, 1, 1]
+        torch.testing.assert_close(per_logistic, torch.ones_like(per_logistic), rtol=0, atol=1e-5)
+        total = (log_mass + mixture.logits.log_softmax(1)[:, None]).exp().sum((1, 2))
+        torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_whole_pixel_sums_to_one(bits: int) -> None:
+    """The joint over all three channels, enumerated through `log_prob` alone."""
+    binning = Binning.of(bits, "exact")
+    values = pixel_values(binning)
+    pixels = torch.cartesian_prod(values, values, values)[:, :, None, None]  # [K^3, 3, 1, 1]
+    for seed in range(5):
+        parameters = random_parameters(3, 1, 2.0, seed=seed).expand(len(pixels), -1, -1, -1)
+        total = Mixture.from_parameters(parameters, 3, binning).log_prob(pixels).exp().sum()
+        assert total.item() == pytest.approx(1, abs=1e-5)
+
+
+def test_released_binning_fails_to_sum_to_one_by_what_its_docstring_says() -> None:
+    binning = Binning.of(5, "released")
+    values = torch.arange(0, 256, 8, dtype=torch.uint8).view(-1, 1, 1, 1)  # [32, 1, 1, 1]
+
+    def total(mean: float, log_scale: float) -> float:
+        parameters = torch.tensor([0.0, mean, log_scale]).view(1, 3, 1, 1).expand(32, -1, -1, -1)
+        return Mixture.from_parameters(parameters, 1, binning).log_prob(values).exp().sum().item()
+
+    assert total(0.0, -3.0) == pytest.approx(1.028, abs=1e-3)
+    assert total(0.977, -3.0) < 0.75
+    assert total(0.977, -7.0) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("binning_name", ["exact", "released"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("bits", [1, 5, 8])
+def test_finite_for_any_parameters_and_any_image(bits: int, channels: int, binning_name: str) -> None:
+    if binning_name == "released" and bits == 1:
+        binning_name = "exact"
+    binning = Binning.of(bits, binning_name)
+    images = torch.tensor([0, 1, 127, 128, 254, 255], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, 4, 4)
+    for scale in (0.0, 1.0, 1e2, 1e4, 1e8, 1e20, 1e38):
+        for sign in (1, -1, None):
+            parameters = torch.randn(6, Mixture.num_parameters(channels, 3), 4, 4).clamp(-3, 3) * scale
+            if sign:
+                parameters = parameters.abs() * sign
+            parameters.requires_grad_()
+            log_prob = Mixture.from_parameters(parameters, channels, binning).log_prob(images)
+            log_prob.sum().backward()
+            assert torch.isfinite(log_prob).all(), (scale, sign)
+            assert parameters.grad is not None
+            assert torch.isfinite(parameters.grad).all(), (scale, sign)
+
+
+@pytest.mark.parametrize(("bits", "binning_name"), [(1, "exact"), (2, "exact"), (5, "released")])
+def test_samples_follow_the_probabilities(bits: int, binning_name: str) -> None:
+    """Of three channels with strong colour coefficients, against enumerated joint probabilities."""
+    binning = Binning.of(bits, "exact") if bits < 5 else Binning.of(5, binning_name)
+    parameters = random_parameters(3, 1, 1.0, mixtures=2, seed=1)
+    parameters[:, 2:] *= 1.5
+    count = 40_000
+    mixture = Mixture.from_parameters(parameters.expand(-1, -1, 200, 200), 3, binning)
+    drawn = mixture.sample(torch.Generator().manual_seed(0)).view(3, count)
+    levels = (drawn >> (8 - bits)).long()  # [3, N]
+    assert set(drawn.unique().tolist()) <= {round(v) for v in binning.pixel(torch.arange(2.0**bits)).tolist()}
+    if bits == 5:
+        return
+    k = binning.levels
+    values = pixel_values(binning)
+    pixels = torch.cartesian_prod(values, values, values)[:, :, None, None]  # [K^3, 3, 1, 1]
+    one = Mixture.from_parameters(parameters.expand(len(pixels), -1, -1, -1), 3, binning)
+    expected = one.log_prob(pixels).exp()
+    seen = torch.bincount(levels[0] * k * k + levels[1] * k + levels[2], minlength=k**3) / count
+    sigma = (expected * (1 - expected) / count).sqrt()
+    assert ((seen - expected).abs() < 5 * sigma + 1e-4).all()
+
+
+def test_samples_are_levels_that_the_likelihood_reads_back() -> None:
+    """Every level survives the trip to uint8 and back, for every bit depth."""
+    for bits in range(1, 9):
+        binning = Binning.of(bits, "exact")
+        level = torch.arange(binning.levels).float()
+        assert torch.equal(binning.level(binning.pixel(level).round().to(torch.uint8)), level)
+
+
+def test_mean_of_one_channel() -> None:
+    """Against the enumerated mean; differs by the rounding to levels alone."""
+    binning = Binning.of(8, "exact")
+    parameters = random_parameters(1, 100, 1.5)
+    probabilities = level_probabilities(parameters, 1, binning, torch.empty(0, dtype=torch.uint8))  # [100, 256]
+    expected = probabilities @ torch.arange(256.0)
+    mean = Mixture.from_parameters(parameters, 1, binning).mean().flatten()
+    torch.testing.assert_close(mean, expected, rtol=0, atol=0.6)
+
+
+def test_mean_of_three_channels() -> None:
+    """Against the average of many draws, where no channel is near the ends of its range."""
+    binning = Binning.of(8, "exact")
+    parameters = 0.3 * random_parameters(3, 1, 1.0, mixtures=3)
+    parameters[:, 3:].view(1, 3, 3, 3)[:, :, 1] -= 3  # log scales
+    mean = Mixture.from_parameters(parameters, 3, binning).mean().flatten()
+    drawn = Mixture.from_parameters(parameters.expand(-1, -1, 200, 200), 3, binning).sample(
+        torch.Generator().manual_seed(0)
+    )
+    torch.testing.assert_close(mean, drawn.float().mean((0, 2, 3)), rtol=0, atol=1.0)
+
+
+def test_mean_is_differentiable_where_a_logistic_is_narrow() -> None:
+    parameters = torch.tensor([0.0, 0.9, -7.0]).view(1, 3, 1, 1).requires_grad_()
+    mean = Mixture.from_parameters(parameters, 1, Binning.of(8, "exact")).mean()
+    assert mean.item() == pytest.approx((0.9 + 1) * 127.5, abs=0.01)
+    mean.sum().backward()
+    assert parameters.grad is not None
+    assert parameters.grad[0, 1].item() == pytest.approx(127.5, rel=1e-4)
