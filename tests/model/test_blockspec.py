@@ -53,7 +53,7 @@ def test_widths() -> None:
     ],
 )
 def test_encoder_refuses(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match="model.enc_blocks") as error:
+    with pytest.raises(ValueError, match=r"model\.enc_blocks") as error:
         parse_encoder_blocks(text, 28)
     assert said in str(error.value)
 
@@ -74,7 +74,7 @@ def test_encoder_refuses(text: str, said: str) -> None:
     ],
 )
 def test_decoder_refuses(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match="model.dec_blocks|model.enc_blocks") as error:
+    with pytest.raises(ValueError, match=r"model\.(dec|enc)_blocks") as error:
         parse_decoder_blocks(text, parse_encoder_blocks(ENCODER, 28), 28)
     assert said in str(error.value)
 

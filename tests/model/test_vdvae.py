@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -109,16 +110,15 @@ def test_initial_weights(tiny: Config) -> None:
     for name, parameter in model.named_parameters():
         if name.endswith(("prior.c4.weight", "bias")) or "bias_xs" in name:
             assert torch.count_nonzero(parameter) == 0, name
-    blocks = list(model.encoder.enc_blocks)
-    assert_uniform_within(torch.cat([b.c4.weight.flatten() for b in blocks]), fan_in=4, n=19)  # type: ignore[union-attr, operator]
-    blocks = list(model.decoder.dec_blocks)
-    assert_uniform_within(torch.cat([b.resnet.c4.weight.flatten() for b in blocks]), fan_in=4, n=20)  # type: ignore[union-attr]
-    assert_uniform_within(torch.cat([b.z_proj.weight.flatten() for b in blocks]), fan_in=2, n=20)  # type: ignore[union-attr, operator]
-    assert_uniform_within(torch.cat([b.enc.c4.weight.flatten() for b in blocks]), fan_in=4, n=1)  # type: ignore[union-attr]
+    assert_uniform_within(model, r"enc_blocks\.\d+\.c4.weight", fan_in=4, n=19)
+    assert_uniform_within(model, r"resnet\.c4.weight", fan_in=4, n=20)
+    assert_uniform_within(model, r"z_proj\.weight", fan_in=2, n=20)
+    assert_uniform_within(model, r"dec_blocks\.\d+\.enc\.c4.weight", fan_in=4, n=1)
 
 
-def assert_uniform_within(weights: Tensor, fan_in: int, n: int) -> None:
+def assert_uniform_within(model: VDVAE, pattern: str, fan_in: int, n: int) -> None:
     """PyTorch's default is uniform within 1/sqrt(fan_in); the paper scales it by 1/sqrt(n)."""
+    weights = torch.cat([p.flatten() for name, p in model.named_parameters() if re.search(pattern, name)])
     bound = 1 / math.sqrt(fan_in * n)
     assert weights.abs().max().item() <= bound
     assert weights.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15)

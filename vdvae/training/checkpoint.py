@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,9 +55,11 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is damaged or no checkpoint: its end is missing")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except (RuntimeError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is not a checkpoint of this project")

@@ -1,0 +1,175 @@
+"""One training step: against plain PyTorch, and what a skipped update leaves untouched."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vdvae import VDVAE
+from vdvae.config import Config
+from vdvae.distributed import World
+from vdvae.noise import Purpose, generator
+from vdvae.training.config import TrainConfig
+from vdvae.training.optimizer import learning_rate
+from vdvae.training.update import Update
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+
+
+def make_update(config: Config, **settings: object) -> Update:
+    torch.manual_seed(0)
+    return Update(VDVAE(config.model), replace(config.train, **settings), ALONE)  # type: ignore[arg-type]
+
+
+def random_images(count: int = 8) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def snapshot(update: Update) -> list[Tensor]:
+    """Weights, average and Adam's moments."""
+    state = [value for s in update.optimizer.state.values() for value in s.values()]
+    return [t.detach().clone() for t in (*update.model.parameters(), *update.ema.model.parameters(), *state)]
+
+
+def test_a_step_equals_plain_pytorch(tiny: Config) -> None:
+    """backward, clip_grad_norm_, unfused AdamW and the average, written out."""
+    settings = {"grad_clip": 0.05, "weight_decay": 0.1, "warmup_steps": 0, "ema_decay": 0.9}
+    update = make_update(tiny, **settings)
+    model = copy.deepcopy(update.model)
+    average = copy.deepcopy(model)
+    adam = torch.optim.AdamW(model.parameters(), tiny.train.lr, (0.9, 0.9), weight_decay=0.1, foreach=False)
+    for step in range(3):
+        update(random_images(), step)
+        adam.zero_grad()
+        model(random_images(), generator(CPU, 0, Purpose.TRAINING, 0, step)).nats_per_dim.mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+        assert norm > 0.05
+        adam.step()
+        for a, p in zip(average.parameters(), model.parameters(), strict=True):
+            a.data.mul_(0.9).add_(p.data, alpha=0.1)
+    for ours, plain in zip(update.model.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+    for ours, plain in zip(update.ema.model.parameters(), average.parameters(), strict=True):
+        torch.testing.assert_close(ours.data, plain.data, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 100])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(
+    tiny: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the posteriors' means for latents, since the noise of pieces differs from that of the whole."""
+    monkeypatch.setattr("vdvae.model.decoder.Decoder._noise", lambda _self, batch, r, _g: torch.zeros(batch, 2, r, r))
+    norms = []
+    for cap in (None, micro_batch):
+        update = make_update(tiny, micro_batch=cap)
+        update(random_images(), 0)
+        norms.append(update.metrics.report(ALONE))
+    assert norms[0].grad_norm_max == pytest.approx(norms[1].grad_norm_max, rel=1e-5)
+    assert norms[0].bits_per_dim == pytest.approx(norms[1].bits_per_dim, rel=1e-6)
+
+
+def test_a_norm_at_the_threshold_is_skipped(tiny: Config) -> None:
+    update = make_update(tiny)
+    update(random_images(), 0)
+    norm = update.metrics.report(ALONE).grad_norm_max
+    for threshold, skipped in ((norm, 1), (math.nextafter(norm, math.inf) * 1.0001, 0)):
+        update = make_update(tiny, skip_threshold=threshold)
+        update(random_images(), 0)
+        assert update.metrics.report(ALONE).skipped == skipped
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_skipped_update_leaves_everything_as_it_was(
+    tiny: Config, poison: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite, in one micro-batch of two, when Adam has moments already."""
+    update = make_update(tiny, micro_batch=4)
+    update(random_images(), 0)
+    before = snapshot(update)
+    log_prob = "vdvae.model.likelihood.Mixture.log_prob"
+    calls = iter([poison, 0.0])
+    with monkeypatch.context() as patch:
+        from vdvae.model.likelihood import Mixture
+
+        original = Mixture.log_prob
+        patch.setattr(log_prob, lambda self, images: original(self, images) + next(calls))
+        update(random_images(), 1)
+    assert all(torch.equal(a, b) for a, b in zip(before, snapshot(update), strict=True))
+    report = update.metrics.report(ALONE)
+    assert (report.skipped, report.nonfinite, report.skip_streak) == (1, 1, 1)
+    assert math.isfinite(report.bits_per_dim)
+    update(random_images(), 2)
+    assert update.metrics.report(ALONE).skip_streak == 0
+    assert not torch.equal(before[0], snapshot(update)[0])
+
+
+def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Config) -> None:
+    """The scale cancels: with fp32 arithmetic inside, the step is that of fp32."""
+    update = make_update(tiny, precision="fp16")
+    update.config = replace(update.config, precision="fp16")
+    assert update.loss_scale.item() == 2**16
+    update.good_updates.fill_(1999)
+    update._adapt_loss_scale(torch.tensor(True))
+    assert (update.loss_scale.item(), update.good_updates.item()) == (2**17, 0)
+    update._adapt_loss_scale(torch.tensor(False))
+    assert (update.loss_scale.item(), update.good_updates.item()) == (2**16, 0)
+    plain, scaled = make_update(tiny), make_update(tiny)
+    scaled.loss_scale.fill_(2.0**10)
+    for step in range(2):
+        plain(random_images(), step)
+        scaled(random_images(), step)
+    for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_keeps_the_likelihood_in_fp32(tiny: Config, precision: str) -> None:
+    update = make_update(tiny, precision=precision)
+    terms = []
+    original = update.model.forward
+    update.model.forward = lambda *a: terms.append(original(*a)) or terms[-1]  # type: ignore[method-assign, func-returns-value]
+    update(random_images(), 0)
+    assert {t.dtype for t in terms[0]} == {torch.float32}
+    plain = make_update(tiny)
+    plain(random_images(), 0)
+    half, full = update.metrics.report(ALONE), plain.metrics.report(ALONE)
+    assert half.bits_per_dim == pytest.approx(full.bits_per_dim, rel=1e-2)
+    assert half.skipped == 0
+
+
+def test_report_means_over_all_images(tiny: Config) -> None:
+    update = make_update(tiny, micro_batch=3)
+    total = 0.0
+    for step in range(2):
+        noise = generator(CPU, 0, Purpose.TRAINING, 0, step)
+        with torch.no_grad():
+            for piece in random_images().tensor_split(3):
+                total += update.model(piece, noise).nats_per_dim.sum().item()
+        update(random_images(), step)
+    report = update.metrics.report(ALONE)
+    assert report.bits_per_dim == pytest.approx(total / 16 / math.log(2), rel=1e-5)
+    assert report.bits_per_dim == pytest.approx(report.rate + report.distortion, rel=1e-6)
+    assert sum(report.layer_rate) == pytest.approx(report.rate, rel=1e-5)
+
+
+def test_learning_rate_warms_up_and_cools_down() -> None:
+    config = TrainConfig(8, lr=1.0, max_steps=100, skip_threshold=1, warmup_steps=10, cooldown_steps=20)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:81] == [1.0] * 72
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.05)
+    constant = replace(config, cooldown_steps=0)
+    assert [learning_rate(constant, step) for step in range(10, 100)] == [1.0] * 90
+
+
+@pytest.mark.parametrize(("batch", "processes", "use"), [(32, 3, "30 or 33"), (2, 4, "use 4,")])
+def test_a_batch_that_cannot_be_divided(tiny: Config, batch: int, processes: int, use: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot be divided among {processes} processes.*{use}"):
+        replace(tiny.train, batch_size=batch).batch_per_process(processes)
