@@ -41,7 +41,7 @@ def command(tmp_path: Path) -> Command:
         return subprocess.run(
             [*launch, str(ROOT / script), *map(str, arguments)],
             cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=300,

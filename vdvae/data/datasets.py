@@ -35,7 +35,8 @@ class DataConfig:
             raise ValueError(f"data.dataset: no data set {self.dataset!r}{hint}; there are {', '.join(DATASETS)}")
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True)
+class Split:
     """One split: rows of an array, which may be a file that is mapped and never read whole."""
 
     array: Images

@@ -130,7 +130,8 @@ class Decoder(nn.Module):
             x = states.get(r, self.gain.new_zeros(1, block.width, 1, 1))
             if mixin is not None:
                 x = x + unpool(match_channels(states[mixin], block.width), r // mixin)
-            x = x.expand(batch, -1, r, r)
+            # A 1x1 state has no layout to pass on; without this the whole decoder would run with channels first.
+            x = x.expand(batch, -1, r, r).contiguous(memory_format=torch.channels_last)
             noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
             x, latent = block(x, activated_acts.get(r), source, noise, temperature)
             states[r] = x

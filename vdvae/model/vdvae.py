@@ -45,8 +45,6 @@ class VDVAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.binning = Binning.of(config.bits, config.binning)
-        # Images arrive as [N, H, W, C]; convolutions are faster that way on CPUs and on tensor cores.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def num_layers(self) -> int:
