@@ -9,7 +9,6 @@ The same command again resumes the run.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from vdvae.config import Config, load_config
 from vdvae.data.datasets import Splits, load_splits
 from vdvae.data.loader import BatchOrder, batches, to_device
 from vdvae.distributed import World
-from vdvae.errors import exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_user_error
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
@@ -38,14 +37,14 @@ TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
-    parser = argparse.ArgumentParser(description="Trains a Very Deep VAE; the same command again resumes.")
+    parser = CommandLine(description="Trains a Very Deep VAE; the same command again resumes.")
     parser.add_argument(
         "--hps", required=True, help="presets of configs/, or paths, separated by commas; later ones win"
     )
     parser.add_argument("--run_dir", type=Path, help="default: runs/ and the names of the presets")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.lr=1e-4")
-    args = parser.parse_intermixed_args()
     with exit_on_user_error():
+        args = parser.parse_intermixed_args()
         config = load_config(args.hps, args.overrides)
         splits = load_splits(config.data, config.model)
         config.train.batch_per_process(distributed.env_size())
@@ -58,8 +57,7 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
-    finally:
-        distributed.stop()
+    distributed.stop()
 
 
 def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkpoint | None, world: World) -> None:

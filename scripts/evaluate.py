@@ -5,13 +5,12 @@ python scripts/evaluate.py runs/fashion
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from vdvae import distributed
 from vdvae.data.datasets import load_splits
-from vdvae.errors import exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import find_checkpoint, model_from
@@ -19,7 +18,7 @@ from vdvae.pretrained import find_checkpoint, model_from
 
 def main() -> None:
     """Prints a table, and writes it as JSON where asked to."""
-    parser = argparse.ArgumentParser(description="Exact NLL of a run directory or a checkpoint, in fp32.")
+    parser = CommandLine(description="Exact NLL of a run directory or a checkpoint, in fp32.")
     parser.add_argument("run", help="run directory or checkpoint")
     parser.add_argument("--split", choices=("test", "valid", "train"), default="test")
     parser.add_argument("--weights", choices=("ema", "model"), default="ema")
@@ -27,8 +26,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the posterior samples")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    args = parser.parse_args()
     with exit_on_user_error():
+        args = parser.parse_args()
         found = find_checkpoint(args.run)
         split = getattr(load_splits(found.config.data, found.config.model), args.split)
     world = distributed.start(distributed.pick_device(args.device))

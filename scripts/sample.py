@@ -5,11 +5,10 @@ python scripts/sample.py runs/fashion --temperatures 1.0 0.9 0.8 0.7 --columns 8
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from vdvae import distributed
-from vdvae.errors import UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.images import sample_grid, save_png
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import load_pretrained
@@ -17,7 +16,7 @@ from vdvae.pretrained import load_pretrained
 
 def main() -> None:
     """Writes a PNG and prints its path."""
-    parser = argparse.ArgumentParser(description="Samples of a run directory or a checkpoint, as a grid.")
+    parser = CommandLine(description="Samples of a run directory or a checkpoint, as a grid.")
     parser.add_argument("run", help="run directory or checkpoint")
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.9, 0.8, 0.7])
     parser.add_argument("--columns", type=int, default=8)
@@ -25,9 +24,9 @@ def main() -> None:
     parser.add_argument("--weights", choices=("ema", "model"), default="ema")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png file")
-    args = parser.parse_args()
     set_matmul_precision("fp32")
     with exit_on_user_error():
+        args = parser.parse_args()
         if args.out.suffix != ".png":
             raise UserError(f"--out must end in .png, not {args.out}")
         if args.columns < 1:

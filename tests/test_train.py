@@ -108,6 +108,8 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([], "the following arguments are required: --hps; train.py --help lists the arguments"),
+        (["--hps", TINY, "--rundir", "x"], "unrecognized arguments: --rundir"),
         (["--hps", "fashoin"], "there is no preset 'fashoin' (did you mean 'fashion'?)"),
         (["--hps", TINY, "train.lrr=1"], "unknown key train.lrr (did you mean 'lr'?)"),
         (["--hps", TINY, "train.lr=high"], "train.lr must be a number, not 'high'"),

@@ -42,7 +42,7 @@ class World:
     def barrier(self) -> None:
         """Waits until every process is here."""
         if self.size > 1:
-            dist.barrier()
+            dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -66,6 +66,10 @@ def start(device: torch.device) -> World:
 
 
 def stop() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one, when all processes have come to the end.
+
+    Not for clean-up after an error: the others would be waited for in vain.
+    """
     if dist.is_initialized():
+        dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other
         dist.destroy_process_group()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from typing import NoReturn
 
 from vdvae import distributed
 
@@ -28,6 +30,14 @@ def exit_on_user_error() -> Iterator[None]:
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser whose errors are one line too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises what is wrong with the command line."""
+        raise UserError(f"{message}; {self.prog} --help lists the arguments")
 
 
 def did_you_mean(name: str, choices: list[str]) -> str:
