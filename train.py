@@ -73,7 +73,8 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
         first_step = resumed.step
 
     if world.is_main:
-        directory.create(config)
+        with exit_on_user_error():
+            directory.create(config)
     log = RunLog(directory, model.resolutions, first_step, writes=world.is_main)
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(

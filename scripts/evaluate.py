@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from vdvae import distributed
 from vdvae.data.datasets import load_splits
-from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import find_checkpoint, model_from
@@ -28,9 +30,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE")
     with exit_on_user_error():
         args = parser.parse_args()
+        if args.batch_size is not None and args.batch_size < 1:
+            raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
         found = find_checkpoint(args.run)
         split = getattr(load_splits(found.config.data, found.config.model), args.split)
-    world = distributed.start(distributed.pick_device(args.device))
+        device = distributed.pick_device(args.device)
+    world = distributed.start(device)
     set_matmul_precision("fp32")
     model = model_from(found, world.device, args.weights)
     batch_size = args.batch_size or found.config.train.eval_batch
@@ -47,9 +52,10 @@ def main() -> None:
         print(f"  at {resolution:4}x{resolution:<4}  {rate:.4f}")
     print(f"images          {nll.num_images:,}")
     if args.json:
-        identity = {"checkpoint": str(found.path), "step": found.step, "dataset": found.config.data.dataset}
-        choices = {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
-        args.json.write_text(json.dumps({**identity, **choices, **nll._asdict()}, indent=1) + "\n")
+        about = {"checkpoint": str(found.path), "step": found.step, "dataset": found.config.data.dataset}
+        about |= {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
+        about |= {"hardware": distributed.describe(device), "torch": torch.__version__}
+        args.json.write_text(json.dumps({**about, **nll._asdict()}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

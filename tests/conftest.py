@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -16,7 +19,7 @@ from vdvae.config import Config, load_config
 ROOT = Path(__file__).parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+Command = Callable[..., CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -30,22 +33,38 @@ def tiny() -> Config:
     return load_config(str(TINY), [])
 
 
+def run_command(folder: Path, script: str, *arguments: object, processes: int = 0) -> CompletedProcess[str]:
+    """Runs a file of the repository in a folder, under torchrun if a number of processes is given."""
+    launch = [sys.executable]
+    if processes:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return subprocess.run(
+        [*launch, str(ROOT / script), *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    """Runs a file of the repository in an empty folder: `command("train.py", "--hps", ..., processes=2)`."""
+    """`run_command` in the test's own folder."""
+    return partial(run_command, tmp_path)
 
-    def run(script: str, *arguments: object, processes: int = 0) -> subprocess.CompletedProcess[str]:
-        launch = [sys.executable]
-        if processes:
-            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-        return subprocess.run(
-            [*launch, str(ROOT / script), *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
 
-    return run
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `tiny.yaml`, for tests that only read it; see `run`."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = run_command(folder, "train.py", "--hps", TINY, "--run_dir", "run")
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A finished run in the test's own folder."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

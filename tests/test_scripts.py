@@ -8,15 +8,7 @@ from pathlib import Path
 import imageio.v3 as iio
 import pytest
 
-from tests.conftest import TINY, Command
-
-
-@pytest.fixture
-def run(command: Command, tmp_path: Path) -> Path:
-    """A finished run."""
-    result = command("train.py", "--hps", TINY, "--run_dir", "run")
-    assert result.returncode == 0, result.stderr
-    return tmp_path / "run"
+from tests.conftest import Command
 
 
 def test_evaluate_gives_one_number_however_it_is_run(run: Path, command: Command) -> None:
@@ -44,6 +36,25 @@ def test_sample(run: Path, command: Command) -> None:
     assert picture.shape == (2 * 58 + 2, 3 * 58 + 2)
     command(*arguments)
     assert (iio.imread(run.parent / "grids/a.png") == picture).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["scripts/evaluate.py", "run", "--batch_size", 0], "--batch_size must be at least 1"),
+        (["scripts/evaluate.py", "run", "--device", "cuda:7"], "there is no device 'cuda:7' here; use auto or cpu"),
+        (["scripts/sample.py", "run", "--temperatures", -1], "temperatures must be finite and not negative"),
+        (["scripts/sample.py", "run", "--columns", 0], "--columns must be at least 1"),
+        (["scripts/sample.py", "run", "--out", "a.gif"], "--out must end in .png"),
+    ],
+)
+def test_bad_input(arguments: list[object], said: str, run: Path, command: Command) -> None:
+    result = command(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("script", ["scripts/evaluate.py", "scripts/sample.py"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -141,6 +142,17 @@ def test_half_precision_keeps_the_likelihood_in_fp32(tiny: Config, precision: st
     half, full = update.metrics.report(ALONE), plain.metrics.report(ALONE)
     assert half.bits_per_dim == pytest.approx(full.bits_per_dim, rel=1e-2)
     assert half.skipped == 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # what torch says of its own compiler
+def test_compiled_blocks_take_the_same_step(tiny: Config) -> None:
+    plain, compiled = make_update(tiny), make_update(tiny, compile=True)
+    for step in range(2):
+        plain(random_images(), step)
+        compiled(random_images(), step)
+    for a, b in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_report_means_over_all_images(tiny: Config) -> None:

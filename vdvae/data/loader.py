@@ -56,6 +56,8 @@ def batches(
     """This process's share of the batches from `first_step` on, for ever; the next one is read ahead in a thread."""
 
     def load(step: int) -> Tensor:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # a new thread's is 0, where pinning memory would open a context
         return to_device(split.read(order.positions(step, rank, processes)), device)
 
     with ThreadPoolExecutor(max_workers=1) as thread:

@@ -57,10 +57,11 @@ class VDVAE(nn.Module):
         return [spec.resolution for spec in self.decoder.specs]
 
     def compile_blocks(self) -> None:
-        """Compiles every bottleneck by itself, so that compile time does not grow with depth."""
+        """Compiles the bottlenecks, those of one shape together, so that compile time does not grow with depth."""
+        torch._dynamo.config.cache_size_limit = 256  # shapes of one function: up to 4 per resolution
         for module in self.modules():
             if isinstance(module, Bottleneck):
-                module.compile()
+                module.compile(dynamic=False)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Terms:
         """The likelihood terms of `images`, with one posterior sample per layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -52,6 +53,8 @@ class Update:
             model.compile_blocks()
         self.parallel: Any = model
         if world.size > 1:
+            # Of gradients [1, width, 1, 1], whose dimensions of size 1 have any stride: nothing is lost by it.
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def __call__(self, images: Tensor, step: int) -> None:
