@@ -105,7 +105,7 @@ def _ffhq1024(arrays: list[Images]) -> Splits:
 def _fashion(arrays: list[Images]) -> Splits:
     with gzip.open(EMBEDDED / "t10k-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), np.uint8, offset=16)  # after the idx header
-    train, test = _shuffled(pixels.reshape(-1, 28, 28, 1), seed=0, train_first=True, held_out=1000)
+    train, test = _shuffled(pixels.reshape(-1, 28, 28, 1), seed=0, train_first=False, held_out=1000)
     return Splits(train, test, test)
 
 
