@@ -55,6 +55,7 @@ def main() -> None:
         about = {"checkpoint": str(found.path), "step": found.step, "dataset": found.config.data.dataset}
         about |= {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
         about |= {"hardware": distributed.describe(device), "torch": torch.__version__}
+        args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({**about, **nll._asdict()}, indent=1) + "\n")
 
 

@@ -16,10 +16,10 @@ def test_evaluate_gives_one_number_however_it_is_run(run: Path, command: Command
     at_the_end = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     results = []
     for path, processes in ((run, 0), (run / "checkpoints/step-00000006.pt", 0), (run, 2)):
-        result = command("scripts/evaluate.py", path, "--json", "nll.json", processes=processes)
+        result = command("scripts/evaluate.py", path, "--json", "new/nll.json", processes=processes)
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("bits/dim") >= 3
-        results.append(json.loads((run.parent / "nll.json").read_text()))
+        results.append(json.loads((run.parent / "new/nll.json").read_text()))
     assert {r["bits_per_dim"] for r in results} == {at_the_end["bits_per_dim"]}
     assert {r["standard_error"] for r in results} == {at_the_end["standard_error"]}
     assert results[0]["rate_per_resolution"] == at_the_end["rate_per_resolution"]
