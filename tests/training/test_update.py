@@ -185,3 +185,18 @@ def test_learning_rate_warms_up_and_cools_down() -> None:
 def test_a_batch_that_cannot_be_divided(tiny: Config, batch: int, processes: int, use: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be divided among {processes} processes.*{use}"):
         replace(tiny.train, batch_size=batch).batch_per_process(processes)
+
+
+def test_losses_between_two_reports_survive_another_number_of_processes(tiny: Config) -> None:
+    """The checkpoint of two processes, read by one and by three: the sum stays."""
+    update = make_update(tiny)
+    update(random_images(), 0)
+    state = update.metrics.state_dict(ALONE)
+    state["losses"] = torch.cat([state["losses"], 2 * state["losses"]])
+    for processes in (1, 2, 3):
+        total = torch.zeros_like(state["losses"][0])
+        for rank in range(processes):
+            metrics = make_update(tiny).metrics
+            metrics.load_state_dict(state, World(rank, processes, CPU))
+            total += metrics.losses
+        assert torch.equal(total, state["losses"].sum(0))

@@ -83,12 +83,15 @@ class Metrics:
         return report
 
     def state_dict(self, world: World) -> dict[str, Tensor]:
-        """For a checkpoint between two reports; the losses are those of all processes, so all must call this."""
-        return {**vars(self), "losses": world.sum(self.losses.clone())}
+        """For a checkpoint between two reports. The losses are those of every process, so all must call this."""
+        losses = self.losses.new_zeros(world.size, len(self.losses))
+        losses[world.rank] = self.losses
+        return {**vars(self), "losses": world.sum(losses)}  # [processes, 3 + L]
 
     def load_state_dict(self, state: dict[str, Tensor], world: World) -> None:
-        """The inverse of `state_dict`, for any number of processes: the main one takes over all losses."""
-        for name, value in state.items():
+        """The inverse of `state_dict`; where the number of processes has changed, the first takes over all losses."""
+        losses = state["losses"]
+        if len(losses) != world.size:
+            losses = torch.cat([losses.sum(0, keepdim=True), losses.new_zeros(world.size - 1, losses.shape[1])])
+        for name, value in {**state, "losses": losses[world.rank]}.items():
             getattr(self, name).copy_(value)
-        if not world.is_main:
-            self.losses.zero_()
