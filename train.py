@@ -75,7 +75,7 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
     if world.is_main:
         with exit_on_user_error():
             directory.create(config)
-    log = RunLog(directory, model.resolutions, first_step, writes=world.is_main)
+    log = RunLog(directory, model, first_step, writes=world.is_main)
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
         f"{directory.path}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers, "
@@ -96,11 +96,12 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
             images_per_second = progress.report(done, report)
             log.train(done, report, learning_rate(settings, step), images_per_second)
             if report.skip_streak >= settings.max_skip_streak:
-                sys.exit(
+                streak = (
                     f"error: the last {report.skip_streak} updates were all skipped: gradient norms are about "
                     f"{report.grad_norm_mean:.4g} ({report.nonfinite} not finite) and train.skip_threshold is "
                     f"{settings.skip_threshold:g}; raise it above the usual norm, or lower train.lr"
                 )
+                sys.exit(streak if world.is_main else 1)
         with progress.off_the_clock():
             if done % settings.valid_every == 0:
                 valid = evaluate(ema, splits.valid, settings.eval_batch, world)
@@ -124,7 +125,7 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
 
 def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
     """Samples and reconstructions, as PNG files and in TensorBoard."""
-    originals = to_device(splits.valid.read(np.arange(columns)), next(ema.parameters()).device)
+    originals = to_device(splits.valid.read(np.arange(min(columns, len(splits.valid)))), next(ema.parameters()).device)
     pictures = {
         "samples": sample_grid(ema, TEMPERATURES, columns),
         "reconstructions": reconstruction_grid(ema, originals),
@@ -141,7 +142,10 @@ def tell(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
     print(f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f})")
     print(f"samples:         {directory.picture('samples', step)}")
     print(f"reconstructions: {directory.picture('reconstructions', step)}")
-    print(f"TensorBoard:     {Path(sys.executable).with_name('tensorboard')} --logdir {directory.path}")
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    if tensorboard.is_relative_to(Path.cwd()):
+        tensorboard = tensorboard.relative_to(Path.cwd())
+    print(f"TensorBoard:     {tensorboard} --logdir {directory.path}")
 
 
 if __name__ == "__main__":

@@ -165,6 +165,15 @@ def test_a_run_cannot_go_on_as_another(
     assert (run / "config.yaml").read_text() == TINY.read_text()
 
 
+def test_fewer_steps_than_a_run_has_made(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    before = sorted(run.rglob("*"))
+    said = refused(capsys, monkeypatch, "--hps", TINY, "--run_dir", run, "train.max_steps=5")
+    assert "has made 6 updates already; train.max_steps 5 must be at least that" in said
+    assert sorted(run.rglob("*")) == before
+
+
 def test_status_2_without_a_traceback(command: Command) -> None:
     result = command("train.py", "--hps", "nothing")
     assert result.returncode == 2

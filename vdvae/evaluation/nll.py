@@ -59,16 +59,13 @@ def evaluate(
         per_image[positions] = torch.cat([terms.distortion[:, None], terms.layer_rate], 1).cpu().double()
     per_image = world.sum(per_image.to(world.device)).cpu() / math.log(2)  # [N, 1 + L], bits/dim
     means = per_image.mean(0).tolist()
-    per_resolution = dict.fromkeys(sorted(set(model.resolutions)), 0.0)
-    for r, rate in zip(model.resolutions, means[1:], strict=True):
-        per_resolution[r] += rate
     bits_per_dim = per_image.sum(1)  # [N]
     return NLL(
         bits_per_dim=bits_per_dim.mean().item(),
         nats_per_dim=bits_per_dim.mean().item() * math.log(2),
         rate=sum(means[1:]),
         distortion=means[0],
-        rate_per_resolution=per_resolution,
+        rate_per_resolution=model.per_resolution(means[1:]),
         num_images=len(split),
         standard_error=bits_per_dim.std().item() / math.sqrt(len(split)),
     )

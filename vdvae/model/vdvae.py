@@ -56,6 +56,13 @@ class VDVAE(nn.Module):
         """Of each latent layer, top-down."""
         return [spec.resolution for spec in self.decoder.specs]
 
+    def per_resolution(self, layer_rate: Sequence[float]) -> dict[int, float]:
+        """Sums a number per layer over the layers of each resolution, from the lowest resolution up."""
+        sums = dict.fromkeys(sorted(set(self.resolutions)), 0.0)
+        for resolution, rate in zip(self.resolutions, layer_rate, strict=True):
+            sums[resolution] += rate
+        return sums
+
     def compile_blocks(self) -> None:
         """Compiles the bottlenecks, those of one shape together, so that compile time does not grow with depth."""
         torch._dynamo.config.cache_size_limit = 256  # shapes of one function: up to 4 per resolution
@@ -162,11 +169,8 @@ class VDVAE(nn.Module):
         """What the encoder makes of uint8 images, by resolution."""
         c, size = self.config.image_channels, self.config.image_size
         if images.dtype != torch.uint8 or images.shape[1:] != (c, size, size):
-            raise ValueError(
-                f"images must be uint8 [B, {c}, {size}, {size}], not {images.dtype} {list(images.shape)}".replace(
-                    "torch.", ""
-                )
-            )
+            dtype = str(images.dtype).removeprefix("torch.")
+            raise ValueError(f"images must be uint8 [B, {c}, {size}, {size}], not {dtype} {list(images.shape)}")
         return self.encoder((images.float() + self.config.input_shift) * self.config.input_scale)
 
     def _mixture(self, x: Tensor) -> Mixture:

@@ -59,7 +59,13 @@ class RunDirectory(NamedTuple):
                 f"{self.path} holds a run with other values of {', '.join(keys)}; choose another --run_dir to start "
                 "anew, or go on with the values in its config.yaml"
             )
-        return checkpoint.read_newest(self.checkpoints)
+        newest = checkpoint.read_newest(self.checkpoints)
+        if newest and newest.step > config.train.max_steps:
+            raise UserError(
+                f"{self.path} has made {newest.step:,} updates already; train.max_steps {config.train.max_steps:,} "
+                "must be at least that, or choose another --run_dir"
+            )
+        return newest
 
     def create(self, config: Config) -> None:
         """Makes the folder and writes the configuration."""

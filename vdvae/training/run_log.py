@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from vdvae.model.vdvae import VDVAE
 from vdvae.training.metrics import Report
 from vdvae.training.run_directory import RunDirectory
 
@@ -19,13 +20,13 @@ class RunLog:
 
     Args:
         directory: exists.
-        resolutions: of the latent layers, top-down.
+        model: whose layers are reported.
         step: updates done before this process.
         writes: whether this is the process that writes; calls on the others do nothing.
     """
 
-    def __init__(self, directory: RunDirectory, resolutions: list[int], step: int, writes: bool) -> None:
-        self.resolutions = resolutions
+    def __init__(self, directory: RunDirectory, model: VDVAE, step: int, writes: bool) -> None:
+        self.model = model
         self.metrics: TextIO | None = None
         self.board: SummaryWriter | None = None
         if writes:
@@ -35,9 +36,9 @@ class RunLog:
 
     def train(self, step: int, report: Report, learning_rate: float, images_per_second: float) -> None:
         """Logs the means since the last report."""
-        per_resolution = rate_per_resolution(report.layer_rate, self.resolutions)
-        layers = enumerate(zip(self.resolutions, report.layer_rate, strict=True))
-        digits = len(str(max(self.resolutions)))
+        per_resolution = self.model.per_resolution(report.layer_rate)
+        layers = enumerate(zip(self.model.resolutions, report.layer_rate, strict=True))
+        digits = len(str(max(per_resolution)))
         # TensorBoard sorts groups by name; these names put what people look for first, and 78 layers last.
         self._scalars(
             step,
@@ -92,14 +93,6 @@ class RunLog:
         if self.metrics:
             self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
             self.metrics.flush()
-
-
-def rate_per_resolution(layer_rate: list[float], resolutions: list[int]) -> dict[int, float]:
-    """Sums the rate of the layers at each resolution, from the lowest resolution up."""
-    return {
-        r: sum(rate for rate, at in zip(layer_rate, resolutions, strict=True) if at == r)
-        for r in sorted(set(resolutions))
-    }
 
 
 def _drop_after(path: Path, step: int) -> None:
