@@ -51,7 +51,8 @@ def main() -> None:
         name = "-".join(Path(preset).stem for preset in args.hps.split(","))
         directory = RunDirectory(args.run_dir or Path("runs", name))
         resumed = directory.open(config)
-    world = distributed.start(distributed.pick_device())
+        device = distributed.pick_device()
+    world = distributed.start(device)
     try:
         run(config, splits, directory, resumed, world)
     except KeyboardInterrupt:
