@@ -69,6 +69,22 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
     assert said.count("\n") == 1
 
 
+def test_a_flipped_bit_is_read_or_refused_but_never_a_traceback(tiny: Config, tmp_path: Path) -> None:
+    """Anywhere in the pickled part, which unpickles into any error there is."""
+    content = save(tmp_path, 1, tiny).read_bytes()
+    first = content.index(b"format")
+    refused = 0
+    for position in range(first - 20, first + 1500, 3):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x41
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        try:
+            checkpoint.read(tmp_path / "damaged.pt")
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoint.read_newest(tmp_path) is None
     with pytest.raises(UserError, match="there is no checkpoint"):

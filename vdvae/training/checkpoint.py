@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 import zipfile
 from pathlib import Path
@@ -58,14 +57,20 @@ def read(path: Path) -> Checkpoint:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is damaged or no checkpoint: its end is missing")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+        return _interpret(path, torch.load(path, map_location="cpu", weights_only=True))
+    except UserError:
+        raise
+    except Exception as error:  # damaged bytes make unpickling fail in any way there is
+        reason = [type(error).__name__, *str(error).splitlines()[:1]]
+        raise UserError(f"{path} is damaged or no checkpoint: {': '.join(reason)}") from error
+
+
+def _interpret(path: Path, content: Any) -> Checkpoint:
     if not isinstance(content, dict) or "format" not in content:
         raise UserError(f"{path} is not a checkpoint of this project")
-    if content["format"] != FORMAT:
-        raise UserError(f"{path} has checkpoint format {content['format']}; this version reads format {FORMAT}")
-    content.pop("format")
+    version = content.pop("format")
+    if version != FORMAT:
+        raise UserError(f"{path} has checkpoint format {version}; this version reads format {FORMAT}")
     step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
     return Checkpoint(path, step, config, content)
 
