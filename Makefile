@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: demo test lint
 
-demo: $(INSTALLED)  ## trains a small model on the CPU for a few minutes, then measures and draws
+demo: $(INSTALLED)
 	$(BIN)/python train.py --hps fashion
 
 test: $(INSTALLED)

@@ -126,7 +126,7 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
 
 def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
     """Samples and reconstructions, as PNG files and in TensorBoard."""
-    originals = to_device(splits.valid.read(np.arange(min(columns, len(splits.valid)))), next(ema.parameters()).device)
+    originals = to_device(splits.valid.read(np.arange(min(columns, len(splits.valid)))), ema.device)
     pictures = {
         "samples": sample_grid(ema, TEMPERATURES, columns),
         "reconstructions": reconstruction_grid(ema, originals),

@@ -82,7 +82,7 @@ def test_one_rank_with_nan_stops_neither(command: Command) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_streak_of_skipped_updates_ends_the_run(command: Command, tmp_path: Path) -> None:
+def test_a_streak_of_skipped_updates_ends_the_run(command: Command) -> None:
     """With the usual norm and the threshold named, as users of the original asked (openai/vdvae #25)."""
     settings = ["train.skip_threshold=1e-9", "train.max_skip_streak=3"]
     result = command("train.py", "--hps", TINY, "--run_dir", "run", *settings)
@@ -155,7 +155,7 @@ def test_a_folder_that_is_no_run_is_left_alone(
 
 
 def test_a_run_cannot_go_on_as_another(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny: object
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()

@@ -74,10 +74,10 @@ def from_dict(values: Values, source: str) -> Config:
     return _build(checked, source)
 
 
-def differing_keys(a: Config, b: Config, sections: tuple[str, ...]) -> list[str]:
+def differing_keys(a: Config, b: Config) -> list[str]:
     """`section.key` of every value in which two configurations differ."""
     one, other = to_dict(a), to_dict(b)
-    return [f"{s}.{key}" for s in sections for key in one[s] if one[s][key] != other[s][key]]
+    return [f"{s}.{key}" for s in SECTIONS for key in one[s] if one[s][key] != other[s][key]]
 
 
 def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:

@@ -47,7 +47,7 @@ def test_every_image_once_with_the_last_batch_partial(tiny: Config, split: Split
 
 def test_seeds_differ(tiny: Config, split: Split) -> None:
     torch.manual_seed(0)
-    model = VDVAE(replace(tiny.model))
+    model = VDVAE(tiny.model)
     assert evaluate(model, split, 5, ALONE, seed=0) != evaluate(model, split, 5, ALONE, seed=1)
     assert evaluate(model, split, 5, ALONE, seed=0) == evaluate(model, split, 5, ALONE, seed=0)
 

@@ -22,21 +22,6 @@ def pixel_values(binning: Binning) -> Tensor:
     return torch.arange(0, 256, 2 ** (8 - binning.bits), dtype=torch.uint8)
 
 
-def level_probabilities(parameters: Tensor, channels: int, binning: Binning, earlier: Tensor) -> Tensor:
-    """p(last channel = k | earlier channels) for every level k, [pixels, K], as a ratio of joint probabilities.
-
-    `earlier` holds uint8 values [channels - 1]. The joint of a prefix of the channels is that of a model that has
-    only those, whose other means are irrelevant; so the ratio is taken over the last channel's own sum.
-    """
-    values = pixel_values(binning)
-    mixture = Mixture.from_parameters(parameters, channels, binning)
-    columns = []
-    for value in values:
-        image = torch.cat([earlier, value[None]]).view(1, channels, 1, 1).expand(len(parameters), -1, -1, -1)
-        columns.append(mixture.log_prob(image))
-    return torch.stack(columns, 1).exp()
-
-
 @pytest.mark.parametrize("spread", [0.3, 2.0, 6.0])
 @pytest.mark.parametrize(("bits", "channels"), CASES)
 def test_one_subpixel_sums_to_one(bits: int, channels: int, spread: float) -> None:
@@ -54,18 +39,6 @@ def test_one_subpixel_sums_to_one(bits: int, channels: int, spread: float) -> No
         torch.testing.assert_close(per_logistic, torch.ones_like(per_logistic), rtol=0, atol=1e-5)
         total = (log_mass + mixture.logits.log_softmax(1)[:, None]).exp().sum((1, 2))
         torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("bits", [1, 3])
-def test_whole_pixel_sums_to_one(bits: int) -> None:
-    """The joint over all three channels, enumerated through `log_prob` alone."""
-    binning = Binning.of(bits, "exact")
-    values = pixel_values(binning)
-    pixels = torch.cartesian_prod(values, values, values)[:, :, None, None]  # [K^3, 3, 1, 1]
-    for seed in range(5):
-        parameters = random_parameters(3, 1, 2.0, seed=seed).expand(len(pixels), -1, -1, -1)
-        total = Mixture.from_parameters(parameters, 3, binning).log_prob(pixels).exp().sum()
-        assert total.item() == pytest.approx(1, abs=1e-5)
 
 
 def test_released_binning_fails_to_sum_to_one_by_what_its_docstring_says() -> None:
@@ -102,27 +75,45 @@ def test_finite_for_any_parameters_and_any_image(bits: int, channels: int, binni
             assert torch.isfinite(parameters.grad).all(), (scale, sign)
 
 
-@pytest.mark.parametrize(("bits", "binning_name"), [(1, "exact"), (2, "exact"), (5, "released")])
-def test_samples_follow_the_probabilities(bits: int, binning_name: str) -> None:
-    """Of three channels with strong colour coefficients, against enumerated joint probabilities."""
-    binning = Binning.of(bits, "exact") if bits < 5 else Binning.of(5, binning_name)
-    parameters = random_parameters(3, 1, 1.0, mixtures=2, seed=1)
-    parameters[:, 2:] *= 1.5
-    count = 40_000
-    mixture = Mixture.from_parameters(parameters.expand(-1, -1, 200, 200), 3, binning)
-    drawn = mixture.sample(torch.Generator().manual_seed(0)).view(3, count)
-    levels = (drawn >> (8 - bits)).long()  # [3, N]
-    assert set(drawn.unique().tolist()) <= {round(v) for v in binning.pixel(torch.arange(2.0**bits)).tolist()}
-    if bits == 5:
-        return
-    k = binning.levels
+def joint_probabilities(parameters: Tensor, binning: Binning) -> Tensor:
+    """p of every colour of one pixel, [K^3], from parameters [1, P, 1, 1], through `log_prob` alone."""
     values = pixel_values(binning)
     pixels = torch.cartesian_prod(values, values, values)[:, :, None, None]  # [K^3, 3, 1, 1]
-    one = Mixture.from_parameters(parameters.expand(len(pixels), -1, -1, -1), 3, binning)
-    expected = one.log_prob(pixels).exp()
-    seen = torch.bincount(levels[0] * k * k + levels[1] * k + levels[2], minlength=k**3) / count
-    sigma = (expected * (1 - expected) / count).sqrt()
+    return Mixture.from_parameters(parameters.expand(len(pixels), -1, -1, -1), 3, binning).log_prob(pixels).exp()
+
+
+def draw(parameters: Tensor, binning: Binning) -> Tensor:
+    """40,000 colours of one pixel, uint8 [3, N]."""
+    mixture = Mixture.from_parameters(parameters.expand(-1, -1, 200, 200), 3, binning)
+    return mixture.sample(torch.Generator().manual_seed(0)).flatten(2)[0]
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_whole_pixel_sums_to_one(bits: int) -> None:
+    """The joint over all three channels, enumerated."""
+    for seed in range(5):
+        total = joint_probabilities(random_parameters(3, 1, 2.0, seed=seed), Binning.of(bits, "exact")).sum()
+        assert total.item() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_samples_follow_the_probabilities(bits: int) -> None:
+    """Of three channels with strong colour coefficients, against enumerated joint probabilities."""
+    binning = Binning.of(bits, "exact")
+    parameters = random_parameters(3, 1, 1.0, mixtures=2, seed=1)
+    parameters[:, 2:] *= 1.5
+    expected = joint_probabilities(parameters, binning)
+    r, g, b = (draw(parameters, binning) >> (8 - bits)).long()  # each [N]
+    seen = torch.bincount((r * binning.levels + g) * binning.levels + b, minlength=len(expected)) / len(r)
+    sigma = (expected * (1 - expected) / len(r)).sqrt()
     assert ((seen - expected).abs() < 5 * sigma + 1e-4).all()
+
+
+@pytest.mark.parametrize(("bits", "binning_name"), [(1, "exact"), (2, "exact"), (5, "released")])
+def test_samples_are_at_the_centres_of_levels(bits: int, binning_name: str) -> None:
+    binning = Binning.of(bits, binning_name)
+    drawn = draw(random_parameters(3, 1, 1.5, mixtures=2, seed=1), binning)
+    assert set(drawn.unique().tolist()) <= {round(v) for v in binning.pixel(torch.arange(2.0**bits)).tolist()}
 
 
 def test_samples_are_levels_that_the_likelihood_reads_back() -> None:
@@ -137,9 +128,10 @@ def test_mean_of_one_channel() -> None:
     """Against the enumerated mean; differs by the rounding to levels alone."""
     binning = Binning.of(8, "exact")
     parameters = random_parameters(1, 100, 1.5)
-    probabilities = level_probabilities(parameters, 1, binning, torch.empty(0, dtype=torch.uint8))  # [100, 256]
-    expected = probabilities @ torch.arange(256.0)
-    mean = Mixture.from_parameters(parameters, 1, binning).mean().flatten()
+    mixture = Mixture.from_parameters(parameters, 1, binning)
+    levels = [value.expand(100, 1, 1, 1) for value in pixel_values(binning)]
+    expected = torch.stack([mixture.log_prob(level).exp() for level in levels], 1) @ torch.arange(256.0)  # [100]
+    mean = mixture.mean().flatten()
     torch.testing.assert_close(mean, expected, rtol=0, atol=0.6)
 
 
@@ -149,10 +141,7 @@ def test_mean_of_three_channels() -> None:
     parameters = 0.3 * random_parameters(3, 1, 1.0, mixtures=3)
     parameters[:, 3:].view(1, 3, 3, 3)[:, :, 1] -= 3  # log scales
     mean = Mixture.from_parameters(parameters, 3, binning).mean().flatten()
-    drawn = Mixture.from_parameters(parameters.expand(-1, -1, 200, 200), 3, binning).sample(
-        torch.Generator().manual_seed(0)
-    )
-    torch.testing.assert_close(mean, drawn.float().mean((0, 2, 3)), rtol=0, atol=1.0)
+    torch.testing.assert_close(mean, draw(parameters, binning).float().mean(1), rtol=0, atol=1.0)
 
 
 def test_mean_is_differentiable_where_a_logistic_is_narrow() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.distributed import World
+from vdvae.model.likelihood import Mixture
 from vdvae.noise import Purpose, generator
 from vdvae.training.config import TrainConfig
 from vdvae.training.optimizer import learning_rate
@@ -79,7 +80,7 @@ def test_a_norm_at_the_threshold_is_skipped(tiny: Config) -> None:
     update = make_update(tiny)
     update(random_images(), 0)
     norm = update.metrics.report(ALONE).grad_norm_max
-    for threshold, skipped in ((norm, 1), (math.nextafter(norm, math.inf) * 1.0001, 0)):
+    for threshold, skipped in ((norm, 1), (norm * 1.0001, 0)):
         update = make_update(tiny, skip_threshold=threshold)
         update(random_images(), 0)
         assert update.metrics.report(ALONE).skipped == skipped
@@ -93,13 +94,10 @@ def test_a_skipped_update_leaves_everything_as_it_was(
     update = make_update(tiny, micro_batch=4)
     update(random_images(), 0)
     before = snapshot(update)
-    log_prob = "vdvae.model.likelihood.Mixture.log_prob"
+    log_prob = Mixture.log_prob
     calls = iter([poison, 0.0])
     with monkeypatch.context() as patch:
-        from vdvae.model.likelihood import Mixture
-
-        original = Mixture.log_prob
-        patch.setattr(log_prob, lambda self, images: original(self, images) + next(calls))
+        patch.setattr(Mixture, "log_prob", lambda self, images: log_prob(self, images) + next(calls))
         update(random_images(), 1)
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(update), strict=True))
     report = update.metrics.report(ALONE)
@@ -113,7 +111,6 @@ def test_a_skipped_update_leaves_everything_as_it_was(
 def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Config) -> None:
     """The scale cancels: with fp32 arithmetic inside, the step is that of fp32."""
     update = make_update(tiny, precision="fp16")
-    update.config = replace(update.config, precision="fp16")
     assert update.loss_scale.item() == 2**16
     update.good_updates.fill_(1999)
     update._adapt_loss_scale(torch.tensor(True))

@@ -68,4 +68,4 @@ def save_png(picture: NDArray[np.uint8], path: Path) -> None:
 
 
 def _noise(model: VDVAE, seed: int) -> torch.Generator:
-    return generator(next(model.parameters()).device, seed, Purpose.PICTURES)
+    return generator(model.device, seed, Purpose.PICTURES)

@@ -90,7 +90,6 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.specs = config.decoder_specs
-        self.image_size = config.image_size
         self.zdim = config.zdim
         scale = len(self.specs) ** -0.5  # 1/sqrt(N), N top-down blocks (paper Section 4, Table 3)
         self.dec_blocks = nn.ModuleList([DecoderBlock(config, spec, scale) for spec in self.specs])

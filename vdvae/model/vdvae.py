@@ -56,6 +56,11 @@ class VDVAE(nn.Module):
         """Of each latent layer, top-down."""
         return [spec.resolution for spec in self.decoder.specs]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.decoder.gain.device
+
     def per_resolution(self, layer_rate: Sequence[float]) -> dict[int, float]:
         """Sums a number per layer over the layers of each resolution, from the lowest resolution up."""
         sums = dict.fromkeys(sorted(set(self.resolutions)), 0.0)

@@ -49,11 +49,7 @@ class RunDirectory(NamedTuple):
         if not self.config_file.is_file():
             raise UserError(f"{self.path} exists and is not a run directory; choose another --run_dir")
         there = load_config(str(self.config_file), [])
-        keys = [
-            key
-            for key in differing_keys(there, config, ("model", "data", "train"))
-            if key.startswith("model.") or key in FIXED_KEYS
-        ]
+        keys = [key for key in differing_keys(there, config) if key.startswith("model.") or key in FIXED_KEYS]
         if keys:
             raise UserError(
                 f"{self.path} holds a run with other values of {', '.join(keys)}; choose another --run_dir to start "

@@ -49,7 +49,7 @@ class Update:
         self.good_updates = torch.zeros((), device=world.device)
         if config.precision == "fp16":
             self.loss_scale.fill_(FP16_FIRST_SCALE)
-        if config.compile:
+        if config.compile:  # after the average was copied, which is evaluated as written
             model.compile_blocks()
         self.parallel: Any = model
         if world.size > 1:
