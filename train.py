@@ -17,8 +17,8 @@ import torch
 
 from vdvae import VDVAE, distributed
 from vdvae.config import Config, load_config
-from vdvae.data.datasets import Splits, load_splits
-from vdvae.data.loader import BatchOrder, batches, to_device
+from vdvae.data.loader import BatchOrder, to_device, training_batches
+from vdvae.data.splits import Splits, load_splits
 from vdvae.distributed import World
 from vdvae.errors import CommandLine, exit_on_user_error
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
@@ -80,12 +80,12 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
         f"{directory.path}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers, "
-        f"{len(splits.train):,} training images, {world.size} x {world.device.type}, "
+        f"{len(splits.train):,} training images of {splits.manifest}, {world.size} x {world.device.type}, "
         f"{f'resuming after step {first_step:,}' if resumed else 'from the start'}"
     )
 
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
-    images = batches(splits.train, order, first_step, world.rank, world.size, world.device)
+    images = training_batches(splits.train, order, first_step, world, config.data)
     for step in range(first_step, settings.max_steps):
         update(next(images), step)
         progress.step()
@@ -107,7 +107,7 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
             if done % settings.valid_every == 0:
                 valid = evaluate(ema, splits.valid, settings.eval_batch, world)
                 progress.say(f"step {done:,}: {valid.bits_per_dim:.4f} bits/dim on the validation images")
-                log.evaluation(done, "valid", valid._asdict())
+                log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict()})
             if world.is_main and (done % settings.images_every == 0 or is_last):
                 draw(ema, splits, settings.grid_columns, directory, done, log)
             if done % settings.checkpoint_every == 0 or is_last:
@@ -118,7 +118,7 @@ def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkp
 
     progress.close()
     test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
-    log.evaluation(settings.max_steps, "test", test._asdict())
+    log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
     log.close()
     if world.is_main:
         tell(test, splits, directory, settings.max_steps)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vdvae import distributed
-from vdvae.data.datasets import load_splits
+from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
@@ -33,17 +33,18 @@ def main() -> None:
         if args.batch_size is not None and args.batch_size < 1:
             raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
         found = find_checkpoint(args.run)
-        split = getattr(load_splits(found.config.data, found.config.model), args.split)
+        splits = load_splits(found.config.data, found.config.model)
         device = distributed.pick_device(args.device)
     world = distributed.start(device)
     set_matmul_precision("fp32")
     model = model_from(found, world.device, args.weights)
     batch_size = args.batch_size or found.config.train.eval_batch
+    split = getattr(splits, args.split)
     nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
     distributed.stop()
     if not world.is_main:
         return
-    print(f"{found.path}, {args.weights} weights, {found.config.data.dataset} {args.split}")
+    print(f"{found.path}, {args.weights} weights, {splits.manifest}, {args.split} images")
     print(f"bits/dim        {nll.bits_per_dim:.4f} +- {nll.standard_error:.4f} (standard error)")
     print(f"nats/dim        {nll.nats_per_dim:.4f}")
     print(f"distortion      {nll.distortion:.4f} bits/dim")
@@ -52,7 +53,7 @@ def main() -> None:
         print(f"  at {resolution:4}x{resolution:<4}  {rate:.4f}")
     print(f"images          {nll.num_images:,}")
     if args.json:
-        about = {"checkpoint": str(found.path), "step": found.step, "dataset": found.config.data.dataset}
+        about = {"checkpoint": str(found.path), "step": found.step, **splits.manifest.facts()}
         about |= {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
         about |= {"hardware": distributed.describe(device), "torch": torch.__version__}
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
     YAML reads `3e-4` as a string and `512:32` as a number in base 60; the command line has strings only.
     """
-    if typing.get_origin(hint) is types.UnionType:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None, and Literal[...] | None
         if value is None or value in ("none", "null"):
             return None
         hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)

@@ -23,6 +23,11 @@ def env_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def cores_per_process() -> int:
+    """The cores of this machine, divided among the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run, seen from one of them."""

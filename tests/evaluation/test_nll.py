@@ -11,7 +11,8 @@ import torch
 
 from vdvae import VDVAE
 from vdvae.config import Config
-from vdvae.data.datasets import Split
+from vdvae.data.splits import Split
+from vdvae.data.storage import Pixels
 from vdvae.distributed import World
 from vdvae.evaluation.nll import evaluate
 from vdvae.evaluation.png import png_bits_per_dim
@@ -23,7 +24,7 @@ ALONE = World(0, 1, torch.device("cpu"))
 @pytest.fixture
 def split() -> Split:
     images = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
-    return Split(images, np.array([6, 0, 3, 1, 5]))
+    return Split(Pixels(images), np.array([6, 0, 3, 1, 5]))
 
 
 def test_every_image_once_with_the_last_batch_partial(tiny: Config, split: Split) -> None:
@@ -31,7 +32,7 @@ def test_every_image_once_with_the_last_batch_partial(tiny: Config, split: Split
     model = VDVAE(tiny.model)
     per_image = []
     for b in range(3):
-        images = torch.from_numpy(split.array[split.indices[2 * b : 2 * b + 2]]).permute(0, 3, 1, 2)
+        images = torch.from_numpy(split.read(np.arange(5)[2 * b : 2 * b + 2])).permute(0, 3, 1, 2)
         with torch.no_grad():
             per_image += model(images, generator(ALONE.device, 5, Purpose.EVALUATION, b)).nats_per_dim.tolist()
     expected = np.array(per_image) / math.log(2)
@@ -55,5 +56,5 @@ def test_seeds_differ(tiny: Config, split: Split) -> None:
 def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(split: Split) -> None:
     noise, taken = png_bits_per_dim(split)
     assert (noise > 8, taken) == (True, 5)
-    black, taken = png_bits_per_dim(replace(split, array=np.zeros_like(split.array)), most=3)
+    black, taken = png_bits_per_dim(replace(split, storage=Pixels(np.zeros((7, 28, 28, 1), np.uint8))), most=3)
     assert (black < 1, taken) == (True, 3)

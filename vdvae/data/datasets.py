@@ -1,23 +1,24 @@
-"""The table of data sets: shapes, files, and the split of each."""
+"""The table of data sets: shapes, bits, counts, and the split of each."""
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vdvae.errors import did_you_mean
-from vdvae.model.config import ModelConfig
+from vdvae.data.storage import Rows
 
-Images = NDArray[np.uint8]
-"""uint8 [N, H, W, C]"""
+Variant = Literal["original", "newer"]
 
-EMBEDDED = Path(__file__).parent / "fashion_mnist_9k_1k"
+VARIANTS = {
+    "original": "the original down-sampling, van den Oord et al. 2016",
+    "newer": "the newer down-sampling, Chrabaszcz et al. 2017",
+}
+
+
+FEWEST = 2
+"""Images that a split needs for its NLL to have a standard error."""
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,52 @@ class DataConfig:
     """Which images: the `data` section of a configuration."""
 
     dataset: str
-    """A name of `DATASETS`."""
+    """A name of `DATASETS`, or of a folder of your own images that scripts/prepare_data.py made."""
     root: str = "data"
-    """Folder with one folder of .npy files per data set."""
+    """Folder with one prepared folder per data set."""
+    variant: Variant | None = None
+    """Which down-sampling of ImageNet; must be what the prepared folder holds, as figures on the two don't compare."""
+    resident: bool = False
+    """Whether the training images stay in the device's memory, for sets that fit: 150 MB for CIFAR-10, 4 GB for
+    ImageNet-32."""
+    workers: int | None = None
+    """Processes that decode images ahead, per training process, for sets that are kept as PNG files; None: one for
+    each core that it has to itself, but no more than 8."""
 
     def __post_init__(self) -> None:
-        if self.dataset not in DATASETS:
-            hint = did_you_mean(self.dataset, list(DATASETS))
-            raise ValueError(f"data.dataset: no data set {self.dataset!r}{hint}; there are {', '.join(DATASETS)}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"data.workers must be at least 1, not {self.workers}")
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split: rows of an array, which may be a file that is mapped and never read whole."""
+class Rule:
+    """Which images of a file make up a split: rows `first` to `first + count` of a permutation."""
 
-    array: Images
-    indices: NDArray[np.int64]
+    file: str
+    permutation: int | None
+    """Seed of numpy.random.RandomState; None keeps the file's order."""
+    first: int
+    count: int
 
-    def __len__(self) -> int:
-        return len(self.indices)
+    def rows(self, length: int) -> Rows:
+        """Row numbers, [count], in a file of `length` images."""
+        end = self.first + self.count
+        if self.permutation is None:
+            return np.arange(self.first, end)
+        return np.random.RandomState(self.permutation).permutation(length)[self.first : end]
 
-    def read(self, positions: NDArray[np.int64]) -> Images:
-        """The images at `positions` of the split, uint8 [len(positions), H, W, C]."""
-        return np.ascontiguousarray(self.array[self.indices[positions]])
+
+Rules = dict[str, Rule]
+"""One for each of train, valid and test."""
 
 
-class Splits(NamedTuple):
-    """The three splits of a data set; `valid` and `test` are the same images where the paper has it so."""
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation images taken from the training file: `count` at one end of a permutation."""
 
-    train: Split
-    valid: Split
-    test: Split
+    permutation: int
+    count: int
+    at_start: bool
 
 
 @dataclass(frozen=True)
@@ -64,98 +80,43 @@ class Dataset:
 
     image_size: int
     image_channels: int
-    files: tuple[str, ...]
-    """The .npy files in `root/NAME`; none where the images come with the package."""
-    split: Callable[[list[Images]], Splits]
-    source: str
-    """Where the files come from, for whoever lacks them."""
+    bits: int
+    """At which its NLL is measured (paper Table 4)."""
+    counts: dict[str, int]
+    """Images in each file: the training images, then the test images if they are a file of their own."""
+    held_out: HeldOut | None
+    """None where validation and test images are the same."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)"""
+        return (self.image_size, self.image_size, self.image_channels)
+
+    def rules(self, counts: dict[str, int]) -> Rules:
+        """The splits of files with `counts` images. Of a part of the set, the same share is held out."""
+        train_file, *test_file = counts
+        length, whole = counts[train_file], self.counts[train_file]
+        train = Rule(train_file, None, 0, length)
+        test = Rule(test_file[0], None, 0, counts[test_file[0]]) if test_file else None
+        if self.held_out is None:
+            assert test is not None
+            return {"train": train, "valid": test, "test": test}
+        seed, count = self.held_out.permutation, max(FEWEST, round(self.held_out.count * length / whole))
+        first = Rule(train_file, seed, 0, count if self.held_out.at_start else length - count)
+        second = Rule(train_file, seed, first.count, length - first.count)
+        valid, train = (first, second) if self.held_out.at_start else (second, first)
+        return {"train": train, "valid": valid, "test": test or valid}
 
 
-def _all(array: Images) -> Split:
-    return Split(array, np.arange(len(array)))
-
-
-def _shuffled(array: Images, seed: int, train_first: bool, held_out: int) -> tuple[Split, Split]:
-    """(train, held out) by a permutation, with the held-out images at one end of it."""
-    order = np.random.RandomState(seed).permutation(len(array))
-    if train_first:
-        return Split(array, order[:-held_out]), Split(array, order[-held_out:])
-    return Split(array, order[held_out:]), Split(array, order[:held_out])
-
-
-def _cifar10(arrays: list[Images]) -> Splits:
-    train, valid = _shuffled(arrays[0], seed=11172018, train_first=False, held_out=5000)
-    return Splits(train, valid, _all(arrays[1]))
-
-
-def _imagenet(arrays: list[Images]) -> Splits:
-    train, valid = _shuffled(arrays[0], seed=42, train_first=True, held_out=5000)
-    return Splits(train, valid, _all(arrays[1]))
-
-
-def _ffhq256(arrays: list[Images]) -> Splits:
-    train, test = _shuffled(arrays[0], seed=5, train_first=True, held_out=7000)
-    return Splits(train, test, test)
-
-
-def _ffhq1024(arrays: list[Images]) -> Splits:
-    return Splits(_all(arrays[0]), _all(arrays[1]), _all(arrays[1]))
-
-
-def _fashion(arrays: list[Images]) -> Splits:
-    with gzip.open(EMBEDDED / "t10k-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(), np.uint8, offset=16)  # after the idx header
-    train, test = _shuffled(pixels.reshape(-1, 28, 28, 1), seed=0, train_first=False, held_out=1000)
-    return Splits(train, test, test)
-
-
-_IMAGENET_SOURCE = "the PNG archives of van den Oord et al. (2016), not the newer npz batches"
-
+# The released ImageNet script reads files in whatever order the file system gives, so its 5,000 validation images are
+# not reproducible; here files are in the order of their names. Test images are all of them in either case.
 DATASETS = {
-    "cifar10": Dataset(
-        32, 3, ("train.npy", "test.npy"), _cifar10, "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    ),
-    "imagenet32": Dataset(32, 3, ("train.npy", "test.npy"), _imagenet, _IMAGENET_SOURCE),
-    "imagenet64": Dataset(64, 3, ("train.npy", "test.npy"), _imagenet, _IMAGENET_SOURCE),
-    "ffhq256": Dataset(
-        256,
-        3,
-        ("images.npy",),
-        _ffhq256,
-        "https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets/ffhq-256.npy",
-    ),
-    "ffhq1024": Dataset(1024, 3, ("train.npy", "test.npy"), _ffhq1024, "PNGs 00000-64999 and 65000-69999 of FFHQ"),
+    "cifar10": Dataset(32, 3, 8, {"train.npy": 50_000, "test.npy": 10_000}, HeldOut(11172018, 5_000, at_start=True)),
+    "imagenet32": Dataset(32, 3, 8, {"train.npy": 1_281_149, "test.npy": 49_999}, HeldOut(42, 5_000, at_start=False)),
+    "imagenet64": Dataset(64, 3, 8, {"train.npy": 1_281_149, "test.npy": 49_999}, HeldOut(42, 5_000, at_start=False)),
+    "ffhq256": Dataset(256, 3, 5, {"images.npy": 70_000}, HeldOut(5, 7_000, at_start=False)),
+    "ffhq1024": Dataset(1024, 3, 8, {"train.txt": 65_000, "test.txt": 5_000}, None),
+    "fashion_mnist": Dataset(28, 1, 8, {"train.npy": 60_000, "test.npy": 10_000}, HeldOut(0, 5_000, at_start=True)),
     # The 10,000 test images of Fashion-MNIST, split anew: not the standard 60,000 / 10,000 split.
-    "fashion_mnist_9k_1k": Dataset(28, 1, (), _fashion, "the package"),
+    "fashion_mnist_9k_1k": Dataset(28, 1, 8, {"t10k-images-idx3-ubyte.gz": 10_000}, HeldOut(0, 1_000, at_start=True)),
 }
-
-
-def load_splits(data: DataConfig, model: ModelConfig) -> Splits:
-    """Opens a data set without reading it.
-
-    Raises:
-        FileNotFoundError: a file is missing; says which, with what in it, and where it comes from.
-        ValueError: the files or the model do not have the data set's shape.
-    """
-    dataset = DATASETS[data.dataset]
-    size, channels = dataset.image_size, dataset.image_channels
-    if (model.image_size, model.image_channels) != (size, channels):
-        raise ValueError(
-            f"data.dataset {data.dataset} has {channels} channels of {size} pixels, but the model has "
-            f"model.image_channels {model.image_channels} and model.image_size {model.image_size}"
-        )
-    arrays = []
-    for name in dataset.files:
-        path = Path(data.root) / data.dataset / name
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"data set {data.dataset} is not at {path.parent}: {path.name} is missing, uint8 [N, {size}, {size}, "
-                f"{channels}], made from {dataset.source}; put it there or set data.root"
-            )
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if array.dtype != np.uint8 or array.shape[1:] != (size, size, channels):
-            raise ValueError(
-                f"{path} holds {array.dtype} {list(array.shape)}, not uint8 [N, {size}, {size}, {channels}]"
-            )
-        arrays.append(array)
-    return dataset.split(arrays)

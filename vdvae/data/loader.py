@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -11,8 +14,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from vdvae.data.datasets import Images, Split
+from vdvae import distributed
+from vdvae.data.datasets import DataConfig
+from vdvae.data.splits import Split
+from vdvae.data.storage import Images, PictureFiles, Rows
+from vdvae.distributed import World
+from vdvae.errors import UserError
+
+RESIDENT_CHUNK = 1024
+"""Images copied to the device at once."""
+MOST_WORKERS = 8
+"""Decoding processes, unless told otherwise."""
+IMAGES_AHEAD = 8
+"""Images that each decoding process works ahead."""
 
 
 class BatchOrder(NamedTuple):
@@ -50,21 +66,99 @@ def to_device(images: Images, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
-def batches(
-    split: Split, order: BatchOrder, first_step: int, rank: int, processes: int, device: torch.device
+def training_batches(
+    split: Split, order: BatchOrder, first_step: int, world: World, data: DataConfig
 ) -> Iterator[Tensor]:
-    """This process's share of the batches from `first_step` on, for ever; the next one is read ahead in a thread."""
+    """This process's share of the batches from `first_step` on, for ever, uint8 [B, C, H, W] on the device."""
+    positions = (order.positions(step, world.rank, world.size) for step in itertools.count(first_step))
+    if data.resident:
+        return resident_batches(split, positions, world.device)
+    workers = data.workers or min(distributed.cores_per_process(), MOST_WORKERS)
+    return read_ahead(split, positions, world.device, workers)
 
-    def load(step: int) -> Tensor:
+
+def read_ahead(split: Split, positions: Iterable[Rows], device: torch.device, workers: int = 1) -> Iterator[Tensor]:
+    """The images of each batch of positions, uint8 [B, C, H, W] on the device; the next is read in the meantime.
+
+    Args:
+        split: the images.
+        positions: of each batch, in the split.
+        device: where they go.
+        workers: processes that decode, where the images are kept in files of their own.
+    """
+    decode_elsewhere = isinstance(split.storage, PictureFiles) and workers > 1
+    arrays = _decoded_by_workers(split, positions, workers) if decode_elsewhere else map(split.read, positions)
+
+    def load() -> Tensor | None:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # a new thread's is 0, where pinning memory would open a context
-        return to_device(split.read(order.positions(step, rank, processes)), device)
+        images = next(arrays, None)
+        return None if images is None else to_device(images, device)
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        upcoming = thread.submit(load, first_step)
-        step = first_step
-        while True:
-            batch = upcoming.result()
-            step += 1
-            upcoming = thread.submit(load, step)
+        upcoming = thread.submit(load)
+        while (batch := upcoming.result()) is not None:
+            upcoming = thread.submit(load)
             yield batch
+
+
+def resident_batches(split: Split, positions: Iterable[Rows], device: torch.device) -> Iterator[Tensor]:
+    """Like `read_ahead`, from a copy of the whole split in the device's memory.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    size = len(split) * math.prod(split.storage.shape[1:])
+    if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
+        raise UserError(
+            f"data.resident: the training images take {size / 1e9:.1f} GB, and the GPU has {free / 1e9:.1f} GB free; "
+            "set data.resident=false"
+        )
+    images = torch.empty(len(split), *split.storage.shape[1:], dtype=torch.uint8, device=device)
+    for first in range(0, len(split), RESIDENT_CHUNK):
+        chunk = split.read(np.arange(first, min(first + RESIDENT_CHUNK, len(split))))
+        images[first : first + len(chunk)] = torch.from_numpy(chunk).to(device)
+
+    def batches() -> Iterator[Tensor]:
+        for batch in positions:
+            index = torch.from_numpy(batch)
+            if device.type == "cuda":
+                index = index.pin_memory()
+            yield images[index.to(device, non_blocking=True)].permute(0, 3, 1, 2)
+
+    return batches()
+
+
+def _decoded_by_workers(split: Split, positions: Iterable[Rows], workers: int) -> Iterator[Images]:
+    """Batches whose images are decoded one by one in other processes, some batches ahead."""
+    sizes: deque[int] = deque()
+
+    def one_by_one() -> Iterator[int]:
+        for batch in positions:
+            sizes.append(len(batch))
+            yield from batch.tolist()
+
+    images = iter(
+        DataLoader(
+            _OneByOne(split),
+            batch_size=None,
+            sampler=one_by_one(),
+            num_workers=workers,
+            prefetch_factor=IMAGES_AHEAD,
+            generator=torch.Generator(),  # or it would draw a seed from the global one
+            multiprocessing_context="spawn",  # a fork would copy the threads of CUDA and NCCL in any state
+        )
+    )
+    for first in images:
+        rest = [next(images) for _ in range(sizes.popleft() - 1)]
+        yield torch.stack([first, *rest]).numpy()
+
+
+class _OneByOne(Dataset[Tensor]):
+    """What a decoding process is asked for: one image at a time, uint8 [H, W, C]."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, position: int) -> Tensor:
+        return torch.from_numpy(self.split.read(np.array([position]))[0])

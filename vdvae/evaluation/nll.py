@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vdvae.data.datasets import Split
-from vdvae.data.loader import to_device
+from vdvae.data.loader import read_ahead
+from vdvae.data.splits import Split
 from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
@@ -50,13 +50,14 @@ def evaluate(
         show_progress: whether the main process shows a bar on a terminal.
     """
     starts = range(0, len(split), batch_size)
+    mine = range(world.rank, len(starts), world.size)
+    positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]
     per_image = torch.zeros(len(split), 1 + model.num_layers, dtype=torch.float64)  # distortion, rate per layer
     hidden = None if show_progress and world.is_main else True  # None: hidden unless on a terminal
-    for b in tqdm(range(world.rank, len(starts), world.size), "evaluating", unit="batch", leave=False, disable=hidden):
-        positions = np.arange(starts[b], min(starts[b] + batch_size, len(split)))
-        images = to_device(split.read(positions), world.device)
+    bar = tqdm(mine, "evaluating", unit="batch", leave=False, disable=hidden)
+    for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
         terms = model(images, generator(world.device, seed, Purpose.EVALUATION, b))
-        per_image[positions] = torch.cat([terms.distortion[:, None], terms.layer_rate], 1).cpu().double()
+        per_image[rows] = torch.cat([terms.distortion[:, None], terms.layer_rate], 1).cpu().double()
     per_image = world.sum(per_image.to(world.device)).cpu() / math.log(2)  # [N, 1 + L], bits/dim
     means = per_image.mean(0).tolist()
     bits_per_dim = per_image.sum(1)  # [N]

@@ -102,6 +102,23 @@ def parse_widths(text: str) -> dict[int, int]:
     return widths
 
 
+def pyramid(image_size: int) -> tuple[str, str]:
+    """Encoder and decoder blocks for images of a size that no preset has.
+
+    Resolutions halve while they are even and above 4, and the last is pooled to 1 x 1; like the paper's models
+    (Table 1, right), most latent layers are at the high ones.
+    """
+    resolutions = [image_size]
+    while resolutions[-1] % 2 == 0 and resolutions[-1] > 4:
+        resolutions.append(resolutions[-1] // 2)
+    enc, dec = [], ["1x1"]
+    for resolution, below in zip(resolutions, [*resolutions[1:], 1], strict=True):
+        enc += [f"{resolution}x6", f"{resolution}d{resolution // below}"]
+    for i, (resolution, below) in enumerate(zip(reversed(resolutions), [1, *reversed(resolutions[1:])], strict=True)):
+        dec += [f"{resolution}m{below}", f"{resolution}x{min(3 * 2**i, 20)}"]
+    return ",".join([*enc, "1x3"]), ",".join(dec)
+
+
 def _items(key: str, text: str, letters: str) -> list[tuple[str, int, str, int]]:
     """Splits a block string into (item, resolution, letter, number); a bare resolution reads as `Rx1`."""
     items = []

@@ -10,7 +10,7 @@ from vdvae.errors import UserError
 from vdvae.training import checkpoint
 from vdvae.training.checkpoint import Checkpoint
 
-FIXED_KEYS = ("train.batch_size", "train.seed", "data.dataset")
+FIXED_KEYS = ("train.batch_size", "train.seed", "data.dataset", "data.variant")
 """Besides `model`, what a run cannot change half-way: the batches are a function of these."""
 
 

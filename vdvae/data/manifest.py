@@ -1,0 +1,83 @@
+"""dataset.json: what a prepared folder holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vdvae.data.datasets import VARIANTS, Rule, Rules, Variant
+from vdvae.errors import UserError
+
+FILE_NAME = "dataset.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class File:
+    """One .npy file, or one list of image files (.txt)."""
+
+    count: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Facts of a prepared data set."""
+
+    name: str
+    image_size: int
+    image_channels: int
+    bits: int
+    """At which its NLL is measured. Change it to measure at another, or fewer bits."""
+    variant: Variant | None
+    partial: bool
+    """Whether images of the official set are missing."""
+    source: str
+    """What it was made from."""
+    files: dict[str, File]
+    splits: Rules
+    folder: str | None = None
+    """Where the image files of a .txt list are."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)"""
+        return (self.image_size, self.image_size, self.image_channels)
+
+    def __str__(self) -> str:
+        facts = [VARIANTS[self.variant]] if self.variant else []
+        facts += ["a part of the set only"] if self.partial else []
+        return f"{self.name} ({'; '.join(facts)})" if facts else self.name
+
+    def facts(self) -> dict[str, Any]:
+        """What every result on this set must say of it."""
+        return {"dataset": self.name, "variant": self.variant, "partial": self.partial, "bits": self.bits}
+
+    def write(self, folder: Path) -> None:
+        """Writes `folder/dataset.json`."""
+        content = {"format": FORMAT, "shape": self.image_shape, **asdict(self)}
+        (folder / FILE_NAME).write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `folder/dataset.json`.
+
+    Raises:
+        UserError: it cannot be read, or was written by another version.
+    """
+    path = folder / FILE_NAME
+    try:
+        content = json.loads(path.read_text())
+        version = content.pop("format")
+        if version != FORMAT:
+            raise UserError(f"{path} has format {version}; this version reads format {FORMAT}: prepare the set again")
+        del content["shape"]
+        content["files"] = {name: File(**file) for name, file in content["files"].items()}
+        content["splits"] = {split: Rule(**content["splits"][split]) for split in ("train", "valid", "test")}
+        return Manifest(**content)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is damaged ({error}); prepare the set again") from error

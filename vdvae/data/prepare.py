@@ -1,0 +1,230 @@
+"""From sources of images to a prepared folder: streaming, restartable, and never half there.
+
+Everything is written to a hidden folder beside the final one, which takes its name in one step at the very end. A
+preparation that was killed goes on from the last chunk that is safely on the disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from vdvae.data.archive import Sources, sha256_of
+from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
+from vdvae.data.picture_source import Pictures
+from vdvae.data.pictures import read_header
+from vdvae.data.sources import Source
+from vdvae.errors import UserError
+
+FLUSH_EVERY = 256 << 20
+"""Bytes of pixels after which a killed preparation will go on."""
+
+
+class Staging(NamedTuple):
+    """The hidden folder where a set is prepared, and what is finished in it."""
+
+    folder: Path
+    made_of: Any
+    """What the set is prepared from; of anything else, nothing is taken over."""
+
+    @property
+    def _journal(self) -> Path:
+        return self.folder / "journal.json"
+
+    def done(self) -> dict[str, int]:
+        """Images of each file that are safely on the disk."""
+        if not self._journal.is_file():
+            return {}
+        content = json.loads(self._journal.read_text())
+        return dict(content["done"]) if content["made_of"] == self.made_of else {}
+
+    def note(self, file: str, images: int) -> None:
+        """Says that so many images of a file are safely on the disk."""
+        temporary = self.folder / "journal.json.tmp"
+        temporary.write_text(json.dumps({"made_of": self.made_of, "done": {**self.done(), file: images}}))
+        temporary.replace(self._journal)
+
+    def finish(self, target: Path) -> None:
+        """Gives the folder its final name."""
+        self._journal.unlink(missing_ok=True)
+        self.folder.replace(target)
+
+
+def prepared_before(target: Path) -> Manifest | None:
+    """What a target holds already.
+
+    Raises:
+        UserError: something that preparation did not make, and will not overwrite.
+    """
+    if (target / FILE_NAME).is_file():
+        return read_manifest(target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is no prepared data set; move it away, or choose another --to")
+    return None
+
+
+def prepare(
+    target: Path,
+    sources: Sources,
+    image_shape: tuple[int, int, int],
+    made_of: Any,
+    manifest: Callable[[dict[str, File]], Manifest],
+) -> Manifest:
+    """Prepares a set.
+
+    Args:
+        target: the folder to be; must not exist, or be empty.
+        sources: the images of each file.
+        image_shape: (H, W, C) of all images.
+        made_of: plain values that identify the sources and every setting, so that another attempt with the same
+            can go on.
+        manifest: from the finished files to dataset.json.
+
+    Raises:
+        UserError: the sources are not as they should be, in which case nothing is kept; or they cannot be written, in
+            which case the same call goes on.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(target.with_name(f".{target.name}.preparing")) as folder:
+        staging = Staging(folder, json.loads(json.dumps(made_of)))
+        done = staging.done()
+        _check_space(folder, sources, image_shape, done)
+        try:
+            files = {
+                name: _write_list(folder / name, source, image_shape)
+                if isinstance(source, Pictures)
+                else _write_npy(staging, name, source, image_shape, done.get(name, 0))
+                for name, source in sources.items()
+            }
+            finished = manifest(files)
+        except UserError:
+            shutil.rmtree(folder)  # the images are at fault: nothing of them is worth keeping
+            raise
+        finished.write(folder)
+        staging.finish(target)
+    return finished
+
+
+def identity(path: Path) -> list[Any]:
+    """What changes when a file, or any file below a folder, does."""
+    files = [path] if path.is_file() else [Path(place, file) for place, _, names in os.walk(path) for file in names]
+    stats = [file.stat() for file in files]
+    newest = max((stat.st_mtime_ns for stat in stats), default=0)
+    return [str(path.resolve()), len(stats), sum(stat.st_size for stat in stats), newest]
+
+
+def verify(folder: Path) -> Manifest:
+    """Compares every file of a prepared set with its checksum.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    manifest = read_manifest(folder)
+    for name, file in manifest.files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing; prepare the set again")
+        if (found := sha256_of(folder / name)) != file.sha256:
+            raise UserError(f"{folder / name} has changed since it was prepared: sha256 {found}, not {file.sha256}")
+    return manifest
+
+
+class WritingError(OSError):
+    """The disk is full, or refuses; what is written is kept."""
+
+
+def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[int, int, int], done: int) -> File:
+    path = staging.folder / name
+    image_bytes = int(np.prod(image_shape))
+    digest = hashlib.sha256()
+    with (
+        path.open("r+b" if done else "w+b") as file,
+        tqdm(desc=name, total=source.count, unit="image", unit_scale=True, disable=None) as bar,
+    ):
+        shape = (source.count, *image_shape)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        end = file.tell() + done * image_bytes
+        file.seek(0)
+        for block in iter(lambda: file.read(min(1 << 20, end - file.tell())), b""):
+            digest.update(block)
+        file.truncate(end)
+        bar.update(done)
+        unsaved = 0
+        for chunk in source.chunks(done):
+            with _keeping(path):
+                pixels = np.ascontiguousarray(chunk).reshape(-1).data
+                file.write(pixels)
+                digest.update(pixels)
+                done += len(chunk)
+                unsaved += len(pixels)
+                if unsaved >= FLUSH_EVERY:
+                    file.flush()
+                    os.fsync(file.fileno())
+                    staging.note(name, done)
+                    unsaved = 0
+            bar.update(len(chunk))
+        if done != source.count:
+            raise UserError(f"{name}: {source.count:,} images were announced, and {done:,} came")
+        with _keeping(path):
+            file.flush()
+            os.fsync(file.fileno())
+            staging.note(name, done)
+    return File(done, digest.hexdigest())
+
+
+def _write_list(path: Path, pictures: Pictures, image_shape: tuple[int, int, int]) -> File:
+    h, w, c = image_shape
+    for source, name in tqdm(pictures.files(), path.name, pictures.count, unit="image", disable=None):
+        found = read_header(source, name)
+        if found != image_shape:
+            raise UserError(
+                f"{name} is {found.width} x {found.height} with {found.channels} channels, not {w} x {h} with {c}"
+            )
+    with _keeping(path):
+        path.write_text("".join(f"{name}\n" for name in pictures.names))
+    return File(pictures.count, sha256_of(path))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[Path]:
+    """The folder, made if need be, for this process alone."""
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is preparing {folder} right now; wait for it") from error
+    else:
+        yield folder
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _keeping(path: Path) -> Iterator[None]:
+    """Says of a failure to write that nothing is lost."""
+    try:
+        yield
+    except OSError as error:
+        raise WritingError(
+            f"cannot write {path}: {error.strerror or error}; what is written is kept, and the same command goes on"
+        ) from error
+
+
+def _check_space(folder: Path, sources: Sources, image_shape: tuple[int, int, int], done: dict[str, int]) -> None:
+    images = sum(source.count - done.get(name, 0) for name, source in sources.items() if isinstance(source, Source))
+    needed, free = images * int(np.prod(image_shape)), shutil.disk_usage(folder).free
+    if needed > free:
+        raise WritingError(
+            f"{folder.parent} has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB are to be written; make room, "
+            "or choose another --to"
+        )

@@ -1,0 +1,109 @@
+"""An official set, from what a person has or from its address to a prepared folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from vdvae.data.archive import Archive, Form, check_archive, find_form, no_address, refuse_web_page
+from vdvae.data.datasets import DATASETS, FEWEST
+from vdvae.data.download import download
+from vdvae.data.manifest import File, Manifest
+from vdvae.data.official import FORMS
+from vdvae.data.picture_source import Pictures
+from vdvae.data.prepare import identity, prepare, prepared_before
+from vdvae.errors import UserError
+
+
+def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool) -> tuple[Manifest, bool]:
+    """Makes `root/name` from official archives.
+
+    Args:
+        name: a name of `FORMS`.
+        given: files and folders that have the archives, or the address of a folder that serves them. Empty: the
+            official address.
+        root: folder of all prepared sets.
+        partial: whether to accept a part of the set, with neither checksums nor counts; said in dataset.json and in
+            every result.
+
+    Returns:
+        what the folder holds, and whether it did before.
+
+    Raises:
+        UserError: the archives are not there, damaged, or not those of the set.
+    """
+    target = root / name
+    before = prepared_before(target)
+    if before is not None and not given:
+        return before, True
+    mirror = given[0] if given and given[0].startswith(("http://", "https://")) else None
+    paths: list[Path] = []
+    if given and not mirror:
+        form, paths = find_form(name, FORMS[name], [Path(path) for path in given])
+    else:
+        form = _form_with_address(name, mirror)
+    if before is not None:
+        if before.variant != form.variant or (before.partial and not partial):
+            raise UserError(f"{target} holds {before}, which stays as it is; choose another --to, or move it away")
+        return before, True
+
+    if not paths:
+        paths = [_download(archive, mirror, root / "downloads") for archive in form.archives]
+    for archive, path in zip(form.archives, paths, strict=True):
+        if path.is_file():
+            refuse_web_page(path)
+            if not partial:
+                check_archive(path, archive)
+    sources = form.sources(paths)
+    counts = {file: source.count for file, source in sources.items()}
+    _check_counts(name, form, paths, counts, partial)
+    dataset = DATASETS[name]
+
+    def manifest(files: dict[str, File]) -> Manifest:
+        return Manifest(
+            name,
+            dataset.image_size,
+            dataset.image_channels,
+            dataset.bits,
+            form.variant,
+            any(counts[file] != form.counts[file] for file in counts),
+            " and ".join(path.name for path in paths),
+            files,
+            dataset.rules(counts),
+            next((str(source.path.resolve()) for source in sources.values() if isinstance(source, Pictures)), None),
+        )
+
+    made_of = [name, partial, [identity(path) for path in paths]]
+    return prepare(target, sources, dataset.image_shape, made_of, manifest), False
+
+
+def _form_with_address(name: str, mirror: str | None) -> Form:
+    for form in FORMS[name]:
+        if mirror or all(archive.url for archive in form.archives):
+            return form
+    raise no_address(name, FORMS[name])
+
+
+def _download(archive: Archive, mirror: str | None, folder: Path) -> Path:
+    path = folder / archive.name
+    if not path.exists():
+        download(f"{mirror.rstrip('/')}/{archive.name}" if mirror else str(archive.url), path)
+        tqdm.write(f"{path}: downloaded; not needed once the set is prepared")
+    return path
+
+
+def _check_counts(name: str, form: Form, paths: list[Path], counts: dict[str, int], partial: bool) -> None:
+    for file, count in counts.items():
+        if partial and count >= 2 * FEWEST:
+            continue
+        if partial:
+            raise UserError(f"{name}: {count} images for {file}; even a part of a set needs {2 * FEWEST}")
+        if count != form.counts[file]:
+            others = [other for other in FORMS[name] if other.counts[file] == count]
+            hint = f"; that is the count of {others[0].archives[0].name}, which is another set" if others else ""
+            raise UserError(
+                f"{name}: {' and '.join(map(str, paths))} have {count:,} images for {file}, not {form.counts[file]:,}"
+                f"{hint}; get them again, or add --partial if they are meant to be a part of the set"
+            )

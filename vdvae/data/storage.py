@@ -1,0 +1,110 @@
+"""Images on disk, read by row: one .npy file, or many image files."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vdvae.data.pictures import read_picture
+from vdvae.errors import UserError
+
+Images = NDArray[np.uint8]
+"""uint8 [N, H, W, C]"""
+Rows = NDArray[np.int64]
+
+
+class Storage(Protocol):
+    """A number of images of one shape."""
+
+    shape: tuple[int, ...]
+    """(N, H, W, C)"""
+
+    def read(self, rows: Rows) -> Images:
+        """The images of some rows, in their order, uint8 [len(rows), H, W, C]."""
+
+
+class Pixels:
+    """Images in memory, uint8 [N, H, W, C]."""
+
+    def __init__(self, pixels: Images) -> None:
+        self.pixels = pixels
+        self.shape = pixels.shape
+
+    def read(self, rows: Rows) -> Images:
+        """See `Storage`."""
+        return self.pixels[rows]
+
+
+class NpyFile:
+    """A uint8 .npy file [N, H, W, C] of any length, of which no more than the asked rows is ever in memory.
+
+    Each row is read from its place in the file. A memory map would be faster while the file is in the page cache
+    (by 1 microsecond per image of 32 x 32), but all that it touches counts as this process's memory, in pieces of
+    up to 2 MB around each image: in the end, the whole file.
+
+    Raises:
+        UserError: not such a file, or cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape, self._offset = read_npy_header(path)
+        self._row = int(np.prod(self.shape[1:]))
+        if path.stat().st_size != self._offset + self.shape[0] * self._row:
+            raise UserError(f"{path} is cut off: it should hold {self.shape[0]:,} images; prepare it again")
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        if hasattr(os, "posix_fadvise"):  # rows come in random order: reading around them is wasted
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def read(self, rows: Rows) -> Images:
+        """See `Storage`."""
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        flat, row = images.reshape(-1).data, self._row
+        for i, offset in enumerate((self._offset + rows * row).tolist()):
+            if os.preadv(self._file, [flat[i * row : (i + 1) * row]], offset) != row:
+                raise OSError(f"{self.path} ends early: was it changed under a running process?")
+        return images
+
+
+class PictureFiles:
+    """Image files of one shape, decoded when they are read."""
+
+    def __init__(self, folder: Path, names: list[str], image_shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.names = names
+        self.shape: tuple[int, ...] = (len(names), *image_shape)
+
+    def read(self, rows: Rows) -> Images:
+        """See `Storage`.
+
+        Raises:
+            UserError: a file is missing, damaged, or of another shape.
+        """
+        return np.stack([self._picture(self.folder / self.names[row]) for row in rows.tolist()])
+
+    def _picture(self, path: Path) -> Images:
+        picture = read_picture(path, str(path))
+        if picture.shape != self.shape[1:]:
+            raise UserError(f"{path} is {list(picture.shape)}, not {list(self.shape[1:])}")
+        return picture
+
+
+def read_npy_header(path: Path) -> tuple[tuple[int, ...], int]:
+    """The shape of a uint8 .npy file [N, H, W, C], and where its data begin.
+
+    Raises:
+        UserError: it is not such a file.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is no .npy file, or cut off: {error}") from error
+    if not isinstance(array, np.memmap) or array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
+        raise UserError(f"{path} must hold uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}")
+    return array.shape, array.offset
