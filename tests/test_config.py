@@ -28,6 +28,7 @@ def test_values_take_the_type_of_their_field() -> None:
     """PyYAML reads 3e-4 as a string and 16:24 as a number in base 60."""
     overrides = ["train.lr=3e-4", "train.max_steps=1e3", "train.micro_batch=none", "train.compile=true"]
     config = load_config("cifar10", [*overrides, "model.custom_width_str=16:256", "train.skip_threshold=inf"])
+    assert load_config("imagenet32", ["data.variant=none"]).data.variant is None
     assert (config.train.lr, config.train.max_steps, config.train.micro_batch) == (3e-4, 1000, None)
     assert config.train.compile is True
     assert config.model.custom_width_str == "16:256"
@@ -66,7 +67,8 @@ def test_differing_keys() -> None:
         ("cifar10", "train.compile=1", "train.compile must be true or false"),
         ("cifar10", "train.precision=fp8", "train.precision must be one of fp32, tf32, bf16, fp16, not 'fp8'"),
         ("cifar10", "train.ema_decay=1", "train.ema_decay must be from 0 to below 1"),
-        ("cifar10", "data.dataset=cifar", "no data set 'cifar' (did you mean 'cifar10'?)"),
+        ("imagenet32", "data.variant=old", "data.variant must be one of original, newer, not 'old'"),
+        ("cifar10", "data.workers=0", "data.workers must be at least 1"),
         ("cifar10", "model.image_channels=2", "model.image_channels must be one of 1, 3"),
         ("cifar10", "model.bits=9", "model.bits must be from 1 to 8"),
         ("cifar10", "model.width=3", "0.25 of width 3 at resolution"),

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "config": {"data", "training", "model", *LEAVES},
     "training": {"training", "config", "model", *LEAVES},
     "evaluation": {"evaluation", "data", "model", *LEAVES},
+    "fragment": {"config", "data", "model", *LEAVES},
     "pretrained": {"training", "config", "model", *LEAVES},
     "distributed": set(),
     "errors": {"distributed"},

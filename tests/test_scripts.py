@@ -23,7 +23,8 @@ def test_evaluate_gives_one_number_however_it_is_run(run: Path, command: Command
     assert {r["bits_per_dim"] for r in results} == {at_the_end["bits_per_dim"]}
     assert {r["standard_error"] for r in results} == {at_the_end["standard_error"]}
     assert results[0]["rate_per_resolution"] == at_the_end["rate_per_resolution"]
-    assert (results[0]["num_images"], results[0]["dataset"]) == (1000, "fashion_mnist_9k_1k")
+    facts = {"dataset": "fashion_mnist_9k_1k", "variant": None, "partial": False, "bits": 8, "num_images": 1000}
+    assert {key: results[0][key] for key in facts} == {key: at_the_end[key] for key in facts} == facts
 
 
 def test_sample(run: Path, command: Command) -> None:

@@ -116,7 +116,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         (["--hps", TINY, "model.enc_blocks=28d3"], "'28d3' cannot pool resolution 28 by 3"),
         (["--hps", TINY, "model.dec_blocks=1x1,4m1,28m4"], "needs the encoder at resolution 4"),
         (["--hps", TINY, "model.dec_blocks=1x1,28m7"], "'28m7' mixes in resolution 7, where no earlier block works"),
-        (["--hps", "cifar10"], "data set cifar10 is not at data/cifar10: train.npy is missing"),
+        (["--hps", "cifar10"], "data set cifar10 is not at data/cifar10: run ./setup_data.sh cifar10"),
         (["--hps", "cifar10", "data.dataset=fashion_mnist_9k_1k"], "but the model has model.image_channels 3"),
     ],
 )

@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import io
 import json
 import os
+import pickle
+import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Callable
+import tarfile
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
 from pathlib import Path
-from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-import train
 from tests.conftest import ROOT
 from tests.data import archives
+from tests.data.conftest import Prepare, contents, set_up, tiny_model
+from vdvae import VDVAE
 from vdvae.config import load_config
-from vdvae.data.manifest import read_manifest
+from vdvae.data import prepare as prepare_module
+from vdvae.data.cifar10 import cifar10_python
+from vdvae.data.datasets import Rule
+from vdvae.data.loader import BatchOrder, training_batches
+from vdvae.data.manifest import File, Manifest, read_manifest
+from vdvae.data.official import FORMS
+from vdvae.data.prepare import _locked, verify
+from vdvae.data.prepare import prepare as write_set
+from vdvae.data.prepare_official import check_counts
+from vdvae.data.sources import Source
 from vdvae.data.splits import load_splits
 from vdvae.data.storage import Images
+from vdvae.distributed import World
+from vdvae.errors import UserError
+from vdvae.training.update import Update
 
-TINY_MODEL = ["model.width=4", "model.bottleneck_multiple=0.5", "model.zdim=2", "model.num_mixtures=2"]
-TINY_MODEL += ["model.custom_width_str="]
-TINY_RUN = [
-    "train.batch_size=2",
-    "train.micro_batch=2",
-    "train.max_steps=1",
-    "train.eval_batch=2",
-    "train.grid_columns=1",
-]
+ALONE = World(0, 1, torch.device("cpu"))
+Damage = Callable[[Path], object]
 Layout = tuple[str, Callable[[Path], dict[str, Images]], str | None]
 LAYOUTS: dict[str, Layout] = {
     "CIFAR-10, Python": ("cifar10", archives.cifar10_python, None),
@@ -45,25 +63,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def set_up(folder: Path, *arguments: object) -> CompletedProcess[str]:
-    """Runs setup_data.sh in a folder, with this Python where the repository has no .venv."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return subprocess.run(
-        [ROOT / "setup_data.sh", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_from_the_archive_to_a_training_step(
-    layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The prepared files hold the images, dataset.json says what they are, and a run names the variant."""
+def test_from_the_archive_to_a_training_step(layout: str, tmp_path: Path) -> None:
+    """The prepared files hold the images, dataset.json says what they are, and an update changes the model."""
     name, build, variant = LAYOUTS[layout]
     images = build(tmp_path)
     result = set_up(tmp_path, name, "--from", tmp_path, "--partial")
@@ -72,24 +74,465 @@ def test_from_the_archive_to_a_training_step(
     manifest = read_manifest(tmp_path / "data" / name)
     assert (manifest.name, manifest.variant, manifest.partial) == (name, variant, True)
     assert {file: about.count for file, about in manifest.files.items()} == {k: len(v) for k, v in images.items()}
+    verify(tmp_path / "data" / name)
 
-    size, channels = manifest.image_size, manifest.image_channels
-    settings = [f"model.image_size={size}", f"model.image_channels={channels}", f"data.variant={variant or 'none'}"]
-    settings += [
-        f"model.enc_blocks={size}d4,{size // 4}d{size // 4},1x1",
-        f"model.dec_blocks=1x1,{size // 4}m1,{size}m{size // 4}",
-    ]
-    settings += [f"data.dataset={name}", f"data.root={tmp_path / 'data'}", *TINY_MODEL, *TINY_RUN]
-    preset = name if name != "fashion_mnist" else "fashion"
-    config = load_config(preset, settings)
+    settings = [f"data.root={tmp_path / 'data'}", f"data.dataset={name}", f"data.variant={variant or 'none'}"]
+    settings += [*tiny_model(manifest.image_size, manifest.image_channels), "train.batch_size=2"]
+    config = load_config(name if name != "fashion_mnist" else "fashion", settings)
     splits = load_splits(config.data, config.model)
     for file, split in ((manifest.splits["train"].file, splits.train), (manifest.splits["test"].file, splits.test)):
         assert np.array_equal(split.read(np.arange(len(split))), images[file][split.rows])
 
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["train.py", "--hps", preset, "--run_dir", "run", *settings])
-    train.main()
-    assert "test bits/dim: " in capsys.readouterr().out
-    logged = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
-    assert {key: logged[key] for key in ("dataset", "variant", "partial", "bits")} == manifest.facts()
-    assert logged["num_images"] == len(splits.test)
+    batches = training_batches(splits.train, BatchOrder(len(splits.train), 2, 0), 0, ALONE, config.data)
+    model = VDVAE(config.model)
+    before = [p.detach().clone() for p in model.parameters()]
+    update = Update(model, config.train, ALONE)
+    update(next(batches), 0)
+    assert update.metrics.report(ALONE).skipped == 0
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def cut(name: str, keep: float) -> Damage:
+    """Cuts a file off."""
+    return lambda folder: os.truncate(folder / name, int((folder / name).stat().st_size * keep))
+
+
+def replace(name: str, content: bytes) -> Damage:
+    """Overwrites a file."""
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def in_tar(name: str, change: Callable[[dict[str, bytes]], object], mode: str = "w") -> Damage:
+    """Changes the members of a tar."""
+
+    def damage(folder: Path) -> None:
+        with tarfile.open(folder / name) as archive:
+            files = {m.name: file.read() for m in archive if (file := archive.extractfile(m))}
+        change(files)
+        archives.tar(folder / name, files, mode)
+
+    return damage
+
+
+def in_zip(name: str, change: Callable[[dict[str, bytes]], object]) -> Damage:
+    """Changes the members of a zip archive."""
+
+    def damage(folder: Path) -> None:
+        with zipfile.ZipFile(folder / name) as archive:
+            files = {member: archive.read(member) for member in archive.namelist()}
+        change(files)
+        with zipfile.ZipFile(folder / name, "w") as archive:
+            for member, content in files.items():
+                archive.writestr(member, content)
+
+    return damage
+
+
+class RunsCode:
+    """What unpickles into a call."""
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, ("touch executed",)
+
+
+def npz(**arrays: Any) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def flip_a_bit_of_the_pixels(content: bytes) -> bytes:
+    """Inside the compressed data of a PNG."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
+HTML = b"\n<!DOCTYPE html><html><title>404 Not Found</title></html>" + bytes(2000)
+PYTHON, BINARY, TRAIN, VALID = "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz", "train_32x32.tar", "valid_32x32.tar"
+PICKLE, PNG = "cifar-10-batches-py/data_batch_3", "train_32x32/0000007.png"
+BAD: dict[str, tuple[str, str, Damage, str]] = {
+    "a truncated .tar.gz": ("CIFAR-10, Python", "--partial", cut(PYTHON, 0.6), f"{PYTHON} is damaged or cut off ("),
+    "another size than published": (
+        "CIFAR-10, Python",
+        "",
+        cut(PYTHON, 1),
+        "bytes, the official file 170,498,071: it is",
+    ),
+    "another checksum than published": (
+        "Fashion-MNIST",
+        "",
+        cut("t10k-images-idx3-ubyte.gz", 1),
+        "has the checksum sha256",
+    ),
+    "a batch missing in the middle": (
+        "CIFAR-10, Python",
+        "--partial",
+        in_tar(PYTHON, lambda files: files.pop(PICKLE), "w:gz"),
+        "lacks data_batch_3; get it again",
+    ),
+    "binary batches cut off": (
+        "CIFAR-10, binary",
+        "--partial",
+        in_tar(BINARY, lambda files: files.update({"x/test_batch.bin": bytes(3072)}), "w:gz"),
+        "test_batch.bin is damaged or cut off (its 3,072 bytes are no records of 3,073)",
+    ),
+    "a pickle that runs code": (
+        "CIFAR-10, Python",
+        "--partial",
+        in_tar(PYTHON, lambda files: files.update({PICKLE: pickle.dumps({"data": RunsCode()})}), "w:gz"),
+        "it names posix.system, as no CIFAR-10 batch does; nothing of it was executed",
+    ),
+    "a damaged pickle": (
+        "CIFAR-10, Python",
+        "--partial",
+        in_tar(PYTHON, lambda files: files.update({PICKLE: files[PICKLE][:5000]}), "w:gz"),
+        "data_batch_3 is damaged or cut off (unpickling fails: ",
+    ),
+    "a pickle of something else": (
+        "CIFAR-10, Python",
+        "--partial",
+        in_tar(PYTHON, lambda files: files.update({PICKLE: pickle.dumps({"data": np.zeros((2, 3072))})}), "w:gz"),
+        "data_batch_3 is damaged or cut off (its data are not uint8 [N, 3072])",
+    ),
+    "an error page for a tar": (
+        "ImageNet-32, PNG tars",
+        "",
+        replace(VALID, HTML),
+        f"{VALID} is a web page and not {VALID}",
+    ),
+    "an error page for a .gz": ("CIFAR-10, Python", "--partial", replace(PYTHON, HTML), f"{PYTHON} is a web page"),
+    "an empty file": ("ImageNet-32, npz", "--partial", replace("Imagenet32_val_npz.zip", b""), "_npz.zip is empty"),
+    "noise for a tar": ("ImageNet-32, PNG tars", "--partial", replace(TRAIN, b"\xff" * 9000), f"{TRAIN} is damaged"),
+    "a tar that ends in the middle of an image": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        cut(TRAIN, 0.55),
+        f"{TRAIN} is cut off in the middle of train_32x32/",
+    ),
+    "a tar that ends between two images": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        lambda folder: os.truncate(folder / VALID, 512 + 2 * (512 + 3584)),
+        f"{VALID} is damaged or cut off after 2 files",
+    ),
+    "an image missing in the middle of a tar": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        in_tar(TRAIN, lambda files: files.pop(PNG)),
+        f"{TRAIN}: 0000006.png is followed by 0000008.png: 1 missing between them",
+    ),
+    "an image missing in the middle of a folder": (
+        "ImageNet-32, PNG folders",
+        "--partial",
+        lambda folder: (folder / PNG).unlink(),
+        "train_32x32: 0000006.png is followed by 0000008.png: 1 missing between them",
+    ),
+    "a damaged image": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        in_tar(TRAIN, lambda files: files.update({PNG: flip_a_bit_of_the_pixels(files[PNG])})),
+        f"0000007.png in {TRAIN} is damaged",
+    ),
+    "mixed sizes": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        in_tar(TRAIN, lambda files: files.update({PNG: archives.png(archives.random_images(1, 31)[0])})),
+        f"0000007.png in {TRAIN} is 31 x 31 with 3 channels, not 32 x 32 with 3 channels",
+    ),
+    "mixed channels": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        in_tar(TRAIN, lambda files: files.update({PNG: archives.png(archives.random_images(1, 32, 1)[0])})),
+        f"0000007.png in {TRAIN} is 32 x 32 with 1 channels, not 32 x 32 with 3 channels",
+    ),
+    "a tar that leads out": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        in_tar(TRAIN, lambda files: files.update({"train_32x32/../../evil.png": files[PNG]})),
+        f"{TRAIN} holds train_32x32/../../evil.png, which leads out of it",
+    ),
+    "an absolute path in a tar": (
+        "CIFAR-10, Python",
+        "--partial",
+        in_tar(PYTHON, lambda files: files.update({"/tmp/data_batch_1": b""}), "w:gz"),
+        f"{PYTHON} holds /tmp/data_batch_1, which leads out of it",
+    ),
+    "too few images": (
+        "ImageNet-32, PNG folders",
+        "",
+        lambda folder: None,
+        "have 20 images for train.npy, not 1,281,149; get them again, or add --partial",
+    ),
+    "next to no images": (
+        "ImageNet-32, PNG folders",
+        "--partial",
+        lambda folder: list(map(Path.unlink, (folder / "valid_32x32").glob("*[2-9].png"))),
+        "1 images for test.npy; even a part of a set needs 4",
+    ),
+    "one of two archives": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        lambda folder: (folder / VALID).unlink(),
+        f"{VALID} is missing beside",
+    ),
+    "both down-samplings": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        lambda folder: archives.imagenet_npz(folder),
+        "two down-samplings",
+    ),
+    "a batch missing in a zip": (
+        "ImageNet-32, npz",
+        "--partial",
+        in_zip("Imagenet32_train_npz.zip", lambda files: files.pop("train_data_batch_4.npz")),
+        "Imagenet32_train_npz.zip lacks train_data_batch_4.npz",
+    ),
+    "a truncated zip": (
+        "ImageNet-32, npz",
+        "--partial",
+        cut("Imagenet32_train_npz.zip", 0.9),
+        "lacks train_data_batch_1.npz: cut off",
+    ),
+    "the batches of another size": (
+        "ImageNet-32, npz",
+        "--partial",
+        in_zip("Imagenet32_val_npz.zip", lambda f: f.update({"val_data.npz": npz(data=np.zeros((2, 768), np.uint8))})),
+        "val_data.npz in Imagenet32_val_npz.zip holds uint8 [2, 768], not uint8 [N, 3072]",
+    ),
+    "a batch without data": (
+        "ImageNet-32, npz",
+        "--partial",
+        in_zip("Imagenet32_val_npz.zip", lambda f: f.update({"val_data.npz": npz(labels=np.zeros(2))})),
+        "no item named 'data.npy'",
+    ),
+    "a truncated .npy": ("FFHQ-256", "--partial", cut("ffhq-256.npy", 0.5), "ffhq-256.npy is no .npy file, or cut off"),
+    "an array of another shape": (
+        "FFHQ-256",
+        "--partial",
+        lambda folder: np.save(folder / "ffhq-256.npy", np.zeros((9, 128, 128, 3), np.uint8)),
+        "ffhq-256.npy holds images of [128, 128, 3], not [256, 256, 3]",
+    ),
+    "too few images in an .npy": ("FFHQ-256", "", lambda folder: None, "have 8 images for images.npy, not 70,000"),
+    "a truncated idx file": (
+        "Fashion-MNIST",
+        "--partial",
+        cut("train-images-idx3-ubyte.gz", 0.5),
+        "train-images-idx3-ubyte.gz is damaged or cut off",
+    ),
+    "idx labels instead of images": (
+        "Fashion-MNIST",
+        "--partial",
+        replace("t10k-images-idx3-ubyte.gz", gzip.compress(struct.pack(">2i", 0x801, 9) + bytes(9))),
+        "t10k-images-idx3-ubyte.gz holds no idx images of 28 x 28",
+    ),
+    "FFHQ of another size": (
+        "FFHQ-1024",
+        "--partial",
+        replace("images1024x1024/65000/65001.png", archives.png(archives.random_images(1, 128)[0])),
+        "65001.png is 128 x 128 with 3 channels, not 1024 x 1024 with 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_archives_are_one_line_and_leave_nothing(case: str, tmp_path: Path, prepare: Prepare) -> None:
+    """Exit status 2; neither a half-prepared folder nor a lost archive; nothing from a pickle was executed."""
+    layout, partial, damage, said = BAD[case]
+    name, build, _ = LAYOUTS[layout]
+    (tmp_path / "in").mkdir()
+    build(tmp_path / "in")
+    damage(tmp_path / "in")
+    before = contents(tmp_path)
+    status, out, err = prepare(name, "--from", "in", *partial.split())
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err.replace("in/", "")
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "data" / name).exists()
+
+
+def test_python_3_pickles_of_every_protocol(tmp_path: Path) -> None:
+    """People pack CIFAR-10's batches anew."""
+    data = archives.planes(archives.random_images(6, 32))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+        for name in names:
+            (tmp_path / name).write_bytes(pickle.dumps({b"data": data, b"labels": [0] * 6}, protocol))
+        source = cifar10_python(tmp_path)["test.npy"]
+        assert np.array_equal(np.concatenate(list(source.chunks(0))), archives.random_images(6, 32))
+
+
+def test_what_is_prepared_is_never_overwritten(tmp_path: Path, prepare: Prepare) -> None:
+    """Neither by the other down-sampling nor by the same command; nor is a folder that something else made."""
+    for name, build in (("old", archives.imagenet_pngs), ("new", archives.imagenet_npz)):
+        (tmp_path / name).mkdir()
+        build(tmp_path / name)
+    assert prepare("imagenet32", "--from", "old", "--partial")[0] == 0
+    before = contents(tmp_path)
+    status, _, err = prepare("imagenet32", "--from", "new", "--partial")
+    assert status == 2
+    assert "holds imagenet32 (the original down-sampling, van den Oord et al. 2016; a part of the set only), wh" in err
+    assert "holds imagenet32" in prepare("imagenet32", "--from", "old")[2]  # not --partial
+    for arguments in (["--from", "old", "--partial"], []):
+        status, out, _ = prepare("imagenet32", *arguments)
+        assert (status, "prepared before" in out) == (0, True)
+    assert contents(tmp_path) == before
+
+    (tmp_path / "data/cifar10").mkdir()
+    (tmp_path / "data/cifar10/train.npy").write_text("precious")
+    archives.cifar10_python(tmp_path)
+    status, _, err = prepare("cifar10", "--from", ".", "--partial")
+    assert (status, "exists and is no prepared data set; move it away" in err) == (2, True)
+    assert (tmp_path / "data/cifar10/train.npy").read_text() == "precious"
+
+
+def test_counts_tell_the_two_down_samplings_apart(tmp_path: Path) -> None:
+    """PNGs with the newer set's 50,000 validation images are refused, with that hint."""
+    original = FORMS["imagenet32"][0]
+    assert original.counts == {"train.npy": 1_281_149, "test.npy": 49_999}
+    check_counts("imagenet32", original, [tmp_path], dict(original.counts), partial=False)
+    with pytest.raises(UserError, match=r"50,000 images .* not 49,999; that is the count of Imagenet32_train_npz\.zip"):
+        check_counts("imagenet32", original, [tmp_path], {"train.npy": 1_281_149, "test.npy": 50_000}, partial=False)
+
+
+IMAGES = archives.random_images(40, 8)
+
+
+def source_that_ends_after(chunks: int, end: Callable[[], object]) -> tuple[Source, list[int]]:
+    """40 images, 4 at a time, and where reading started."""
+    started = []
+
+    def read(start: int) -> Iterator[Images]:
+        started.append(start)
+        for i, first in enumerate(range(start, 40, 4)):
+            if i == chunks:
+                end()
+            yield IMAGES[first : first + 4]
+
+    return Source(40, read), started
+
+
+def make(folder: Path, source: Source) -> Manifest:
+    """Prepares that source as the set `x`."""
+
+    def manifest(files: dict[str, File]) -> Manifest:
+        rule = Rule("images.npy", None, 0, 40)
+        return Manifest("x", 8, 3, 8, None, False, "here", files, dict.fromkeys(("train", "valid", "test"), rule))
+
+    return write_set(folder / "x", {"images.npy": source}, (8, 8, 3), ["x"], manifest)
+
+
+def die() -> None:
+    """Like kill -9: no clean-up of any kind."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("chunks", [0, 3, 9])
+def test_a_killed_preparation_goes_on_where_it_was(
+    chunks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last chunk on the disk; the result is that of an undisturbed one, and nothing looks finished before."""
+    monkeypatch.setattr(prepare_module, "FLUSH_EVERY", 8 * 8 * 8 * 3)  # every second chunk
+    killed = get_context("fork").Process(target=make, args=(tmp_path, source_that_ends_after(chunks, die)[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process that has threads
+        killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".x.preparing"]
+    source, started = source_that_ends_after(99, die)
+    manifest = make(tmp_path, source)
+    assert started == [chunks // 2 * 8]
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+    assert manifest.files["images.npy"].sha256 == hashlib.sha256((tmp_path / "x/images.npy").read_bytes()).hexdigest()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dataset.json", "images.npy", "x"]
+
+
+def test_other_sources_start_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare_module, "FLUSH_EVERY", 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, source_that_ends_after(5, interrupt)[0])
+    source, started = source_that_ends_after(99, die)
+    with pytest.raises(UserError, match="another process is preparing"), _locked(tmp_path / ".x.preparing"):
+        make(tmp_path, source)
+    journal = tmp_path / ".x.preparing/journal.json"
+    assert json.loads(journal.read_text()) == {"made_of": ["x"], "done": {"images.npy": 20}}
+    journal.write_text(journal.read_text().replace('"x"', '"y"'))
+    make(tmp_path, source)
+    assert started == [0]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """In the middle of writing: one line, status 2, what is written is kept, and the same command goes on to the same
+    bytes as one that was never disturbed.
+    """
+    archives.imagenet_npz(tmp_path, 64)
+    arguments = ["imagenet64", "--from", ".", "--partial"]
+    limit = ["bash", "-c", f"ulimit -f 100; exec {ROOT / 'setup_data.sh'} {' '.join(arguments)}"]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(limit, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: cannot write data/.imagenet64.preparing/train.npy: File too large; what is written is kept, and the "
+        "same command goes on\n"
+    )
+    assert not (tmp_path / "data/imagenet64").exists()
+    assert set_up(tmp_path, *arguments).returncode == 0
+    assert set_up(tmp_path, *arguments, "--to", "undisturbed").returncode == 0
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives.ffhq256(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    status, _, err = prepare("ffhq256", "--from", ".", "--partial")
+    assert status == 2
+    assert err == "error: data has 1 MB free, and 2 MB are to be written; make room, or choose another --to\n"
+
+
+def test_verify(tmp_path: Path, prepare: Prepare) -> None:
+    archives.fashion_mnist(tmp_path)
+    prepare("fashion_mnist", "--from", ".", "--partial")
+    status, out, _ = prepare("verify", "data/fashion_mnist")
+    assert (status, "every file is as it was prepared" in out) == (0, True)
+    file = tmp_path / "data/fashion_mnist/train.npy"
+    file.write_bytes(flip_a_bit_of_the_pixels(file.read_bytes()))
+    status, _, err = prepare("verify", "data/fashion_mnist")
+    assert (status, "train.npy has changed since it was prepared" in err) == (2, True)
+
+
+def test_sets_without_an_address_say_what_to_get(prepare: Prepare) -> None:
+    status, _, err = prepare("imagenet64")
+    assert status == 2
+    for words in (
+        "train_64x64.tar (12,112,588,800 bytes) and valid_64x64.tar (477,255,680 bytes)",
+        "the paper's figure belongs to this one",
+        "Imagenet64_train_part1_npz.zip",
+        "https://image-net.org/download-images",
+        "./setup_data.sh imagenet64 --from",
+    ):
+        assert words in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: cifar10|imagenet32"),
+        (["cifar100"], "invalid choice: 'cifar100'"),
+        (["cifar10", "--from", "nowhere"], "there is nothing at nowhere"),
+        (["cifar10", "--from", "."], "--from . has nothing of cifar10, which is cifar-10-python.tar.gz (170,498,071"),
+        (["cifar10", "--form", "."], "unrecognized arguments: --form"),
+        (["verify", "data/cifar10"], "there is no prepared data set at data/cifar10"),
+    ],
+)
+def test_bad_command_lines(arguments: list[str], said: str, tmp_path: Path, prepare: Prepare) -> None:
+    status, out, err = prepare(*arguments)
+    assert (status, out, err.count("\n"), list(tmp_path.iterdir())) == (2, "", 1, [])
+    assert said in err

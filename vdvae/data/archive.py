@@ -101,12 +101,14 @@ def check_archive(path: Path, archive: Archive) -> None:
         )
 
 
-def refuse_web_page(path: Path) -> None:
-    """Raises `UserError` where a server's error page was saved under the name of an archive."""
+def refuse_web_page(path: Path, archive: Archive) -> None:
+    """Raises `UserError` where a file is empty, or a server's error page was saved under the name of an archive."""
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path} is a web page and no archive: what answered was an error message; get it again")
+        raise UserError(
+            f"{path} is a web page and not {archive.name}: what answered was an error message; get it again"
+        )
     if not start:
         raise UserError(f"{path} is empty; get it again")
 
@@ -132,7 +134,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _or_partial(archive: Archive) -> str:
-    unpacked = f", unpack it and give the folder {archive.folder}" if archive.folder else ""
+    unpacked = f", or unpack it and give the folder {archive.folder}" if archive.folder else ""
     return f"{unpacked}, or add --partial if it is meant to be a part of the set"
 
 

@@ -33,8 +33,10 @@ def download(url: str, path: Path) -> None:
             got = part.stat().st_size if part.exists() else 0
             if isinstance(error, urllib.error.HTTPError) or got == before:  # no use in trying again at once
                 reason = " ".join(str(error).split())
-                kept = f"; the {got:,} bytes that came are kept, and the same command goes on" if got else ""
-                raise UserError(f"{url} cannot be downloaded: {reason}{kept}") from error
+                kept = f"the {got:,} bytes that came are kept, and the same command goes on, or " if got else ""
+                raise UserError(
+                    f"{url} cannot be downloaded: {reason}; {kept}get it elsewhere and say where with --from"
+                ) from error
     part.replace(path)
 
 

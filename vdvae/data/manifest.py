@@ -68,6 +68,8 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: it cannot be read, or was written by another version.
     """
     path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"there is no prepared data set at {folder}: it has no {FILE_NAME}")
     try:
         content = json.loads(path.read_text())
         version = content.pop("format")

@@ -225,6 +225,6 @@ def _check_space(folder: Path, sources: Sources, image_shape: tuple[int, int, in
     needed, free = images * int(np.prod(image_shape)), shutil.disk_usage(folder).free
     if needed > free:
         raise WritingError(
-            f"{folder.parent} has {free / 1e9:,.1f} GB free, and {needed / 1e9:,.1f} GB are to be written; make room, "
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be written; make room, "
             "or choose another --to"
         )

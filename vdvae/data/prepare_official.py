@@ -49,16 +49,21 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
             raise UserError(f"{target} holds {before}, which stays as it is; choose another --to, or move it away")
         return before, True
 
-    if not paths:
+    ours = not paths
+    if ours:
         paths = [_download(archive, mirror, root / "downloads") for archive in form.archives]
-    for archive, path in zip(form.archives, paths, strict=True):
-        if path.is_file():
-            refuse_web_page(path)
-            if not partial:
-                check_archive(path, archive)
+    files = [(path, archive) for path, archive in zip(paths, form.archives, strict=True) if path.is_file()]
+    for check in (refuse_web_page, check_archive)[: 1 if partial else 2]:  # the quick one first
+        for path, archive in files:
+            try:
+                check(path, archive)
+            except UserError:
+                if ours:
+                    path.unlink()  # or the next attempt would find it here and not fetch it again
+                raise
     sources = form.sources(paths)
     counts = {file: source.count for file, source in sources.items()}
-    _check_counts(name, form, paths, counts, partial)
+    check_counts(name, form, paths, counts, partial)
     dataset = DATASETS[name]
 
     def manifest(files: dict[str, File]) -> Manifest:
@@ -94,7 +99,8 @@ def _download(archive: Archive, mirror: str | None, folder: Path) -> Path:
     return path
 
 
-def _check_counts(name: str, form: Form, paths: list[Path], counts: dict[str, int], partial: bool) -> None:
+def check_counts(name: str, form: Form, paths: list[Path], counts: dict[str, int], partial: bool) -> None:
+    """Refuses what has not the official number of images (of a part of the set: hardly any)."""
     for file, count in counts.items():
         if partial and count >= 2 * FEWEST:
             continue

@@ -147,7 +147,7 @@ def _npz_data(path: Path, name: str, size: int) -> Iterator[tuple[int, IO[bytes]
             members = stack.enter_context(zipfile.ZipFile(path))
             inside = [m for m in members.namelist() if PurePosixPath(m).name == name]
             if not inside:
-                raise UserError(f"{path} lacks {name}; get it again")
+                raise UserError(f"{path} lacks {name}: cut off, or another file; get it again")
             outer = stack.enter_context(members.open(inside[0]))
         batch = stack.enter_context(zipfile.ZipFile(outer))
         file = stack.enter_context(batch.open("data.npy"))

@@ -1,0 +1,204 @@
+"""People's own images: through the script to a prepared set, a configuration, and a training step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from tests.data.archives import random_images
+from tests.data.conftest import Prepare, contents, tiny_model
+from vdvae import VDVAE
+from vdvae.config import Config, load_config
+from vdvae.data.loader import BatchOrder, training_batches
+from vdvae.data.manifest import read_manifest
+from vdvae.data.splits import Splits, load_splits
+from vdvae.data.storage import Images
+from vdvae.distributed import World
+from vdvae.training.update import Update
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def write(folder: Path, images: Images, suffix: str = ".png") -> None:
+    """Image files 000, 001, ... in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        iio.imwrite(folder / f"{i:03}{suffix}", image.squeeze())
+
+
+def opened(folder: Path, *settings: str) -> tuple[Config, Splits]:
+    config = load_config(f"cifar10,{folder / 'mine.yaml'}", [f"data.root={folder / 'data'}", *settings])
+    return config, load_splits(config.data, config.model)
+
+
+def test_from_a_folder_to_a_training_step(tmp_path: Path, prepare: Prepare) -> None:
+    """One-channel images stay so; the split is that of the stated seed; mean and scale are the training images'."""
+    images = random_images(20, 20, 1) // 2
+    write(tmp_path / "photos/a", images[:10])
+    write(tmp_path / "photos/b/c", images[10:])
+    (tmp_path / "photos/notes.txt").write_text("not an image")
+    (tmp_path / "photos/.thumbs").mkdir()
+    (tmp_path / "photos/.thumbs/000.png").write_text("hidden")
+    arguments = ["folder", "photos", "--name", "mine", "--seed", 3, "--held_out", 0.4, "--config", "mine.yaml"]
+    status, out, err = prepare(*arguments)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "photos: leaving out 1 files that are no PNG, JPEG, WebP or BMP",
+        "data/mine: mine, 12 train, 4 valid, 4 test images of 20 x 20 x 1, 8 bits",
+        "mine.yaml: for python train.py --hps cifar10,mine.yaml",
+    ]
+    config, splits = opened(tmp_path)
+    order = np.random.RandomState(3).permutation(20)
+    for split, rows in ((splits.valid, order[:4]), (splits.test, order[4:8]), (splits.train, order[8:])):
+        assert np.array_equal(split.read(np.arange(len(split))), images[rows])
+    assert config.model.input_shift == pytest.approx(-images[order[8:]].mean(), abs=1e-5)
+    assert config.model.input_scale == pytest.approx(1 / images[order[8:]].std(), rel=1e-5)
+    assert (config.model.image_size, config.model.image_channels, config.model.bits) == (20, 1, 8)
+    assert config.model.enc_blocks == "20x6,20d2,10x6,10d2,5x6,5d5,1x3"
+    assert config.model.dec_blocks == "1x1,5m1,5x3,10m5,10x6,20m10,20x12"
+
+    config, splits = opened(tmp_path, *tiny_model(20, 1), "train.batch_size=4")
+    update = Update(VDVAE(config.model), config.train, ALONE)
+    update(next(training_batches(splits.train, BatchOrder(len(splits.train), 4, 0), 0, ALONE, config.data)), 0)
+    report = update.metrics.report(ALONE)
+    assert (report.skipped, math.isfinite(report.grad_norm_mean)) == (0, True)
+
+    before = contents(tmp_path)
+    status, out, _ = prepare(*arguments)
+    assert (status, "data/mine: prepared before" in out) == (0, True)
+    assert contents(tmp_path) == before
+    status, _, err = prepare(*arguments, "--crop", "center")
+    assert (status, "data/mine holds another set, which stays as it is" in err) == (2, True)
+    assert contents(tmp_path) == before
+
+
+def test_folders_are_splits(tmp_path: Path, prepare: Prepare) -> None:
+    """train, val and test; gray images among colour ones become colour."""
+    parts = {name: random_images(3, 32, seed=i) for i, name in enumerate(("train", "val", "test"))}
+    parts["test"][1] = parts["test"][1, :, :, :1]
+    for name, images in parts.items():
+        write(tmp_path / "in" / name, images)
+    iio.imwrite(tmp_path / "in/test/001.png", parts["test"][1, :, :, 0])
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    config, splits = opened(tmp_path)
+    assert config.model.enc_blocks == load_config("cifar10", []).model.enc_blocks
+    for split, name in ((splits.train, "train"), (splits.valid, "val"), (splits.test, "test")):
+        assert np.array_equal(split.read(np.arange(3)), parts[name])
+
+
+def test_train_and_test_only(tmp_path: Path, prepare: Prepare) -> None:
+    """The test images are the validation images too, as in FFHQ; other formats; a size of the paper's presets."""
+    write(tmp_path / "in/train", random_images(3, 70), ".bmp")
+    write(tmp_path / "in/test", random_images(2, 90), ".jpg")
+    assert prepare("folder", "in", "--name", "mine", "--size", 64, "--config", "mine.yaml", "--bits", 5)[0] == 0
+    config, splits = opened(tmp_path)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (3, 2, 2)
+    assert (config.model.enc_blocks, config.model.bits) == (load_config("imagenet64", []).model.enc_blocks, 5)
+    assert read_manifest(tmp_path / "data/mine").bits == 5
+
+
+def odd_one(folder: Path) -> None:
+    iio.imwrite(folder / "in/003.png", random_images(1, 30)[0])
+
+
+def an_empty_split(folder: Path) -> None:
+    write(folder / "in/train", random_images(3, 32))
+    (folder / "in/test").mkdir()
+
+
+def another_set(folder: Path) -> None:
+    (folder / "data/mine").mkdir(parents=True)
+    (folder / "data/mine/train.npy").write_text("x")
+
+
+BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
+    "no folder": (["nowhere"], lambda folder: None, "there is no folder nowhere"),
+    "too few images": (
+        ["in"],
+        lambda folder: list(map(Path.unlink, (folder / "in").glob("00[0-4].png"))),
+        "in has 5 images; a",
+    ),
+    "mixed sizes": (
+        ["in"],
+        odd_one,
+        "in/003.png is 30 x 30, but in/000.png is 32 x 32; --size brings them to one size",
+    ),
+    "too small": (["in", "--size", 31], odd_one, "in/003.png is 30 x 30, smaller than 31; use a smaller --size"),
+    "not square": (
+        ["in", "--size", 20],
+        lambda folder: iio.imwrite(folder / "in/004.png", random_images(1, 32)[0, :21]),
+        "in/004.png is 32 x 21 and not square; --crop center takes its middle",
+    ),
+    "damaged": (
+        ["in"],
+        lambda f: (f / "in/009.png").write_bytes(b"png"),
+        "in/009.png is no image, or its beginning is",
+    ),
+    "damaged in the middle": (
+        ["in"],
+        lambda folder: (folder / "in/009.png").write_bytes((folder / "in/009.png").read_bytes()[:900]),
+        "in/009.png is damaged",
+    ),
+    "transparent": (
+        ["in"],
+        lambda folder: iio.imwrite(folder / "in/002.png", random_images(1, 32, 4)[0]),
+        "in/002.png is partly transparent; --background white (or black) puts a colour behind it",
+    ),
+    "train alone": (["in"], lambda folder: write(folder / "in/train", random_images(3, 32)), "neither valid nor test"),
+    "an empty split": (
+        ["in"],
+        an_empty_split,
+        "in/test has 0 images; a split needs 2",
+    ),
+    "the name of an official set": (
+        ["in", "--name", "cifar10"],
+        lambda folder: None,
+        "--name 'cifar10' must be letters",
+    ),
+    "a name that is a path": (["in", "--name", "../x"], lambda folder: None, "--name '../x' must be letters"),
+    "nothing to train on": (
+        ["in", "--held_out", 0.99],
+        lambda folder: None,
+        "--held_out 0.99 leaves 0 of 10 images to",
+    ),
+    "a share above 1": (["in", "--held_out", 2], lambda folder: None, "--held_out must be between 0 and 1, not 2"),
+    "no bits": (["in", "--bits", 0], lambda folder: None, "--bits must be from 1 to 8, not 0"),
+    "a size of 0": (["in", "--size", 0], lambda folder: None, "--size must be at least 4, not 0"),
+    "a configuration in the way": (
+        ["in", "--config", "mine.yaml"],
+        lambda folder: (folder / "mine.yaml").write_text("train: {lr: 1}"),
+        "mine.yaml is there, and not by this script",
+    ),
+    "the configuration of a preset": (
+        ["in", "--name", "fashion"],
+        lambda folder: None,
+        "fashion.yaml is there, and not by",
+    ),
+    "another set": (
+        ["in"],
+        another_set,
+        "data/mine exists and is no prepared data set; move it away",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_folders_are_one_line_and_leave_nothing(case: str, tmp_path: Path, prepare: Prepare) -> None:
+    arguments, damage, said = BAD[case]
+    write(tmp_path / "in", random_images(10, 32))
+    damage(tmp_path)
+    before = contents(tmp_path)
+    defaults = [] if "--name" in arguments else ["--name", "mine"]
+    defaults += [] if "--config" in arguments or "fashion" in arguments else ["--config", "new.yaml"]
+    status, out, err = prepare("folder", *arguments, *defaults)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert said in err
+    assert contents(tmp_path) == before
