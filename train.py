@@ -20,7 +20,7 @@ from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.splits import Splits, load_splits
 from vdvae.distributed import World
-from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
@@ -58,6 +58,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
+    except UserError as error:  # an image that cannot be read
+        print(f"\nerror: {error}", file=sys.stderr)
+        sys.exit(2)
     distributed.stop()
 
 

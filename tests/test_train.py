@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 
 import train
 from tests.conftest import TINY, Command
+from vdvae.data.datasets import Rule
+from vdvae.data.manifest import File, Manifest
 from vdvae.training import checkpoint
 
 TIMINGS = {"images_per_second"}
@@ -90,6 +93,26 @@ def test_a_streak_of_skipped_updates_ends_the_run(command: Command) -> None:
     assert "error: the last 4 updates were all skipped: gradient norms are about 0." in result.stderr
     assert "train.skip_threshold is 1e-09; raise it above the usual norm, or lower train.lr" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(command: Command, tmp_path: Path) -> None:
+    """Of a set that is kept as image files; whichever process decodes it."""
+    names = [f"{i}.png" for i in range(8)]
+    for name in names:
+        iio.imwrite(tmp_path / name, np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
+    rule = Rule("all.txt", None, 0, 8)
+    splits = dict.fromkeys(("train", "valid", "test"), rule)
+    (tmp_path / "data/mine").mkdir(parents=True)
+    (tmp_path / "data/mine/all.txt").write_text("\n".join(names))
+    manifest = Manifest("mine", 28, 1, 8, None, False, "", {"all.txt": File(8, "")}, splits, str(tmp_path))
+    manifest.write(tmp_path / "data/mine")
+    (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:500])
+    for workers in (1, 2):
+        settings = ["data.dataset=mine", f"data.workers={workers}", "train.max_steps=3"]
+        result = command("train.py", "--hps", TINY, "--run_dir", f"run{workers}", *settings)
+        assert result.returncode == 2
+        assert result.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/5.png is damaged")
+        assert "Traceback" not in result.stderr
 
 
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:

@@ -10,6 +10,7 @@ from vdvae.model.blockspec import (
     parse_decoder_blocks,
     parse_encoder_blocks,
     parse_widths,
+    pyramid,
 )
 
 ENCODER = "28x1,28d2,14x1,14d2,7x1,7d7,1x1"
@@ -31,6 +32,21 @@ def test_decoder() -> None:
         DecoderSpec(1, None),
         DecoderSpec(8, 1),
     ]
+
+
+def test_pyramid_halves_down_to_an_odd_resolution_and_then_to_1() -> None:
+    assert pyramid(48) == (
+        "48x6,48d2,24x6,24d2,12x6,12d2,6x6,6d2,3x6,3d3,1x3",
+        "1x1,3m1,3x3,6m3,6x6,12m6,12x12,24m12,24x20,48m24,48x20",
+    )
+
+
+@pytest.mark.parametrize("size", [*range(4, 33), 48, 50, 97, 128, 512])
+def test_every_pyramid_is_a_model(size: int) -> None:
+    enc_blocks, dec_blocks = pyramid(size)
+    encoder = parse_encoder_blocks(enc_blocks, size)
+    assert encoder[-1].output_resolution == 1
+    assert max(spec.resolution for spec in parse_decoder_blocks(dec_blocks, encoder, size)) == size
 
 
 def test_widths() -> None:

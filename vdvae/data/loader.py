@@ -150,15 +150,21 @@ def _decoded_by_workers(split: Split, positions: Iterable[Rows], workers: int) -
         )
     )
     for first in images:
-        rest = [next(images) for _ in range(sizes.popleft() - 1)]
-        yield torch.stack([first, *rest]).numpy()
+        batch = [first, *itertools.islice(images, sizes.popleft() - 1)]
+        for image in batch:
+            if isinstance(image, UserError):
+                raise image
+        yield torch.stack(batch).numpy()
 
 
-class _OneByOne(Dataset[Tensor]):
-    """What a decoding process is asked for: one image at a time, uint8 [H, W, C]."""
+class _OneByOne(Dataset[Tensor | UserError]):
+    """What a decoding process is asked for: one image at a time, uint8 [H, W, C], or what is wrong with it."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
 
-    def __getitem__(self, position: int) -> Tensor:
-        return torch.from_numpy(self.split.read(np.array([position]))[0])
+    def __getitem__(self, position: int) -> Tensor | UserError:
+        try:
+            return torch.from_numpy(self.split.read(np.array([position]))[0])
+        except UserError as error:
+            return error  # raised here, it would reach the training process with this one's traceback in it

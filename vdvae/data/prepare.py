@@ -26,7 +26,7 @@ from vdvae.data.pictures import read_header
 from vdvae.data.sources import Source
 from vdvae.errors import UserError
 
-FLUSH_EVERY = 256 << 20
+FLUSH_EVERY = 32 << 20
 """Bytes of pixels after which a killed preparation will go on."""
 
 
