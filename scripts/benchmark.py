@@ -29,8 +29,8 @@ from vdvae.config import Config, load_config
 from vdvae.data.datasets import DATASETS, DataConfig
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare import prepare
-from vdvae.data.sources import Source, pieces
+from vdvae.data.prepare.sources import Source, pieces
+from vdvae.data.prepare.write import write_set
 from vdvae.data.splits import load_splits
 from vdvae.data.storage import Images
 from vdvae.distributed import World
@@ -151,7 +151,7 @@ def make_up(config: Config, count: int, root: Path) -> DataConfig:
     def manifest(files: dict[str, File]) -> Manifest:
         return Manifest("made_up", shape[0], shape[2], model.bits, config.data.variant, False, "noise", files, splits)
 
-    prepare(root / "made_up", sources, shape, None, manifest)
+    write_set(root / "made_up", sources, shape, None, manifest)
     return replace(config.data, dataset="made_up", root=str(root))
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 from vdvae.config import PRESETS
 from vdvae.data.datasets import DataConfig
 from vdvae.data.manifest import Manifest
-from vdvae.data.official import FORMS
 from vdvae.data.pictures import BACKGROUNDS
-from vdvae.data.prepare import verify
-from vdvae.data.prepare_folder import FolderOptions, prepare_folder
-from vdvae.data.prepare_official import prepare_official
+from vdvae.data.prepare.folder import FolderOptions, prepare_folder
+from vdvae.data.prepare.official import prepare_official
+from vdvae.data.prepare.table import FORMS
+from vdvae.data.prepare.write import verify
 from vdvae.errors import CommandLine, exit_on_user_error
 from vdvae.fragment import BASE, check_fragment, write_fragment
 

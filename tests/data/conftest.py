@@ -17,11 +17,14 @@ from tests.conftest import ROOT
 Prepare = Callable[..., tuple[int, str, str]]
 
 
-def set_up(folder: Path, *arguments: object) -> CompletedProcess[str]:
-    """Runs setup_data.sh in a folder, with this Python where the repository has no .venv."""
+def set_up(folder: Path, *arguments: object, largest_file_kb: int | None = None) -> CompletedProcess[str]:
+    """Runs setup_data.sh in a folder, with this Python where the repository has no .venv; maybe with a limit like that
+    of a full disk.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = [str(ROOT / "setup_data.sh"), *map(str, arguments)]
     return subprocess.run(
-        [ROOT / "setup_data.sh", *map(str, arguments)],
+        ["bash", "-c", f'ulimit -f {largest_file_kb or "unlimited"}; exec "$@"', "", *command],
         cwd=folder,
         env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,

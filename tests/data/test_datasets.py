@@ -7,7 +7,7 @@ import pytest
 
 from vdvae.config import PRESETS, load_config
 from vdvae.data.datasets import DATASETS
-from vdvae.data.official import FORMS
+from vdvae.data.prepare.table import FORMS
 
 
 def ends(dataset: str, counts: dict[str, int] | None = None) -> dict[str, list[int]]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.data import archives
 from tests.data.conftest import Prepare
+from tests.data.prepare import archives
 from vdvae.config import Config, load_config
 from vdvae.data.datasets import DataConfig
 from vdvae.data.splits import load_splits

@@ -62,6 +62,12 @@ def png(image: Images) -> bytes:
     return iio.imwrite("<bytes>", image.squeeze(), extension=".png")
 
 
+def flip_a_bit(content: bytes) -> bytes:
+    """In the middle of a file."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+
+
 def cifar10_python(folder: Path) -> dict[str, Images]:
     """cifar-10-python.tar.gz with 6 images in each batch."""
     train, test = random_images(30, 32), random_images(6, 32, seed=1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vdvae.data.archive import Archive, Form, Sources
-from vdvae.data.cifar10 import cifar10_binary, cifar10_python
 from vdvae.data.datasets import DATASETS
-from vdvae.data.picture_source import Pictures, decoded, find_pictures, refuse_gaps
-from vdvae.data.sources import Source, idx_images, npy_images, npz_images
+from vdvae.data.prepare.archive import Archive, Form, Sources
+from vdvae.data.prepare.cifar10 import cifar10_binary, cifar10_python
+from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures, refuse_gaps
+from vdvae.data.prepare.sources import Source, idx_images, npy_images, npz_images
 
 
 def _imagenet_original(size: int, train: Archive, valid: Archive) -> Form:

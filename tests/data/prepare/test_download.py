@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data import archives
 from tests.data.conftest import set_up
-from vdvae.data.download import download
+from tests.data.prepare import archives
+from vdvae.data.prepare.download import download
 from vdvae.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000

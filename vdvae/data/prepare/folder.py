@@ -12,9 +12,9 @@ from tqdm import tqdm
 
 from vdvae.data.datasets import DATASETS, FEWEST, Rule, Rules
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.picture_source import Pictures, decoded, find_pictures
 from vdvae.data.pictures import BACKGROUNDS, SUFFIXES, Header, check_fits, fit, read_header, read_picture
-from vdvae.data.prepare import identity, prepare, prepared_before
+from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.write import identity, prepared_before, write_set
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
 
@@ -86,7 +86,7 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
         return Manifest(options.name, shape[0], shape[2], options.bits, None, False, described, files, splits)
 
     sources = {file: decoded(part, shape, load) for file, part in parts.items()}
-    return prepare(target, sources, shape, [described, identity(source)], manifest), False
+    return write_set(target, sources, shape, [described, identity(source)], manifest), False
 
 
 def _parts(source: Path) -> tuple[dict[str, Pictures], int]:

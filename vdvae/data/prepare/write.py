@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vdvae.data.archive import Sources, sha256_of
 from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
-from vdvae.data.picture_source import Pictures
 from vdvae.data.pictures import read_header
-from vdvae.data.sources import Source
+from vdvae.data.prepare.archive import Sources, sha256_of
+from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError
 
 FLUSH_EVERY = 32 << 20
@@ -73,7 +73,7 @@ def prepared_before(target: Path) -> Manifest | None:
     return None
 
 
-def prepare(
+def write_set(
     target: Path,
     sources: Sources,
     image_shape: tuple[int, int, int],
@@ -95,7 +95,7 @@ def prepare(
             which case the same call goes on.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target.with_name(f".{target.name}.preparing")) as folder:
+    with locked(target.with_name(f".{target.name}.preparing")) as folder:
         staging = Staging(folder, json.loads(json.dumps(made_of)))
         done = staging.done()
         _check_space(folder, sources, image_shape, done)
@@ -195,7 +195,7 @@ def _write_list(path: Path, pictures: Pictures, image_shape: tuple[int, int, int
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[Path]:
+def locked(folder: Path) -> Iterator[Path]:
     """The folder, made if need be, for this process alone."""
     folder.mkdir(exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vdvae.data.archive import Archive, Form, check_archive, find_form, no_address, refuse_web_page
 from vdvae.data.datasets import DATASETS, FEWEST
-from vdvae.data.download import download
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.official import FORMS
-from vdvae.data.picture_source import Pictures
-from vdvae.data.prepare import identity, prepare, prepared_before
+from vdvae.data.prepare.archive import Archive, Form, check_archive, find_form, no_address, refuse_web_page
+from vdvae.data.prepare.download import download
+from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.table import FORMS
+from vdvae.data.prepare.write import identity, prepared_before, write_set
 from vdvae.errors import UserError
 
 
@@ -81,7 +81,7 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
         )
 
     made_of = [name, partial, [identity(path) for path in paths]]
-    return prepare(target, sources, dataset.image_shape, made_of, manifest), False
+    return write_set(target, sources, dataset.image_shape, made_of, manifest), False
 
 
 def _form_with_address(name: str, mirror: str | None) -> Form:

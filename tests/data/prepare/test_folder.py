@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.archives import random_images
 from tests.data.conftest import Prepare, contents, tiny_model
+from tests.data.prepare.archives import random_images
 from vdvae import VDVAE
 from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, training_batches

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from vdvae.data.sources import Source, from_array, reading
+from vdvae.data.prepare.sources import Source, from_array, reading
+from vdvae.data.prepare.tars import check_member
 from vdvae.data.storage import Images
-from vdvae.data.tars import check_member
 from vdvae.errors import UserError
 
 

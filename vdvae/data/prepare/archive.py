@@ -11,8 +11,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from vdvae.data.datasets import Variant
-from vdvae.data.picture_source import Pictures
-from vdvae.data.sources import Source
+from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError
 
 Sources = Mapping[str, Source | Pictures]

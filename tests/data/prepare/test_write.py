@@ -1,0 +1,135 @@
+"""Preparations that are killed, run out of disk, or meet each other; and what is verified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import Prepare, contents, set_up
+from tests.data.prepare import archives
+from vdvae.data.datasets import Rule
+from vdvae.data.manifest import File, Manifest
+from vdvae.data.prepare import write as write_module
+from vdvae.data.prepare.sources import Source
+from vdvae.data.prepare.write import locked, write_set
+from vdvae.data.storage import Images
+from vdvae.errors import UserError
+
+IMAGES = archives.random_images(40, 8)
+
+
+def source_that_ends_after(chunks: int, end: Callable[[], object]) -> tuple[Source, list[int]]:
+    """40 images, 4 at a time, and where reading started."""
+    started = []
+
+    def read(start: int) -> Iterator[Images]:
+        started.append(start)
+        for i, first in enumerate(range(start, 40, 4)):
+            if i == chunks:
+                end()
+            yield IMAGES[first : first + 4]
+
+    return Source(40, read), started
+
+
+def make(folder: Path, source: Source) -> Manifest:
+    """Prepares that source as the set `x`."""
+
+    def manifest(files: dict[str, File]) -> Manifest:
+        rule = Rule("images.npy", None, 0, 40)
+        return Manifest("x", 8, 3, 8, None, False, "here", files, dict.fromkeys(("train", "valid", "test"), rule))
+
+    return write_set(folder / "x", {"images.npy": source}, (8, 8, 3), ["x"], manifest)
+
+
+def die() -> None:
+    """Like kill -9: no clean-up of any kind."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("chunks", [0, 3, 9])
+def test_a_killed_preparation_goes_on_where_it_was(
+    chunks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the last chunk on the disk; the result is that of an undisturbed one, and nothing looks finished before."""
+    monkeypatch.setattr(write_module, "FLUSH_EVERY", 8 * 8 * 8 * 3)  # every second chunk
+    killed = get_context("fork").Process(target=make, args=(tmp_path, source_that_ends_after(chunks, die)[0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking a process that has threads
+        killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == [".x.preparing"]
+    source, started = source_that_ends_after(99, die)
+    manifest = make(tmp_path, source)
+    assert started == [chunks // 2 * 8]
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+    assert manifest.files["images.npy"].sha256 == hashlib.sha256((tmp_path / "x/images.npy").read_bytes()).hexdigest()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["dataset.json", "images.npy", "x"]
+
+
+def test_other_sources_start_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_module, "FLUSH_EVERY", 1)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, source_that_ends_after(5, interrupt)[0])
+    source, started = source_that_ends_after(99, die)
+    with pytest.raises(UserError, match="another process is preparing"), locked(tmp_path / ".x.preparing"):
+        make(tmp_path, source)
+    journal = tmp_path / ".x.preparing/journal.json"
+    assert json.loads(journal.read_text()) == {"made_of": ["x"], "done": {"images.npy": 20}}
+    journal.write_text(journal.read_text().replace('"x"', '"y"'))
+    make(tmp_path, source)
+    assert started == [0]
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """In the middle of writing: one line, status 2, what is written is kept, and the same command goes on to the same
+    bytes as one that was never disturbed.
+    """
+    archives.imagenet_npz(tmp_path, 64)
+    arguments = ["imagenet64", "--from", ".", "--partial"]
+    result = set_up(tmp_path, *arguments, largest_file_kb=100)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "error: cannot write data/.imagenet64.preparing/train.npy: File too large; what is written is kept, and the "
+        "same command goes on\n"
+    )
+    assert not (tmp_path / "data/imagenet64").exists()
+    assert set_up(tmp_path, *arguments).returncode == 0
+    assert set_up(tmp_path, *arguments, "--to", "undisturbed").returncode == 0
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives.ffhq256(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    status, _, err = prepare("ffhq256", "--from", ".", "--partial")
+    assert status == 2
+    assert err == "error: data has 1 MB free, and 2 MB are to be written; make room, or choose another --to\n"
+
+
+def test_verify(tmp_path: Path, prepare: Prepare) -> None:
+    archives.fashion_mnist(tmp_path)
+    prepare("fashion_mnist", "--from", ".", "--partial")
+    status, out, _ = prepare("verify", "data/fashion_mnist")
+    assert (status, "every file is as it was prepared" in out) == (0, True)
+    file = tmp_path / "data/fashion_mnist/train.npy"
+    file.write_bytes(archives.flip_a_bit(file.read_bytes()))
+    status, _, err = prepare("verify", "data/fashion_mnist")
+    assert (status, "train.npy has changed since it was prepared" in err) == (2, True)
