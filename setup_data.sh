@@ -6,5 +6,11 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=$here/.venv/bin/python
-[ -x "$python" ] || python=python3
+if [ ! -x "$python" ]; then
+    python=python3
+    "$python" -c 'import importlib.util as u, sys; sys.exit(not (u.find_spec("vdvae") and u.find_spec("torch")))' || {
+        make --directory "$here" .venv/.installed >&2
+        python=$here/.venv/bin/python
+    }
+fi
 exec "$python" "$here/scripts/prepare_data.py" "$@"

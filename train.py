@@ -20,7 +20,7 @@ from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.splits import Splits, load_splits
 from vdvae.distributed import World
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
@@ -54,13 +54,11 @@ def main() -> None:
         device = distributed.pick_device()
     world = distributed.start(device)
     try:
-        run(config, splits, directory, resumed, world)
+        with exit_on_bad_image():
+            run(config, splits, directory, resumed, world)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
         sys.exit(130)
-    except UserError as error:  # an image that cannot be read
-        print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(2)
     distributed.stop()
 
 
@@ -144,6 +142,7 @@ def tell(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
     png, taken = png_bits_per_dim(splits.test)
     images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"
     print(f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f})")
+    print(f"data set:        {splits.manifest}")
     print(f"samples:         {directory.picture('samples', step)}")
     print(f"reconstructions: {directory.picture('reconstructions', step)}")
     tensorboard = Path(sys.executable).with_name("tensorboard")

@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".", prefix=".benchmark-") as folder:
         if args.made_up is not None:
             config = replace(config, data=make_up(config, args.made_up, Path(folder)))
-        with get_context("spawn").Pool(1) as pool:
+        with get_context("forkserver").Pool(1) as pool:
             loader = pool.apply(measure_loader, (config, args.seconds))
     model = measure_training(config, World(0, 1, device))
 

@@ -12,7 +12,7 @@ import torch
 
 from vdvae import distributed
 from vdvae.data.splits import load_splits
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import find_checkpoint, model_from
@@ -40,7 +40,8 @@ def main() -> None:
     model = model_from(found, world.device, args.weights)
     batch_size = args.batch_size or found.config.train.eval_batch
     split = getattr(splits, args.split)
-    nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
+    with exit_on_bad_image():
+        nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
     distributed.stop()
     if not world.is_main:
         return

@@ -32,6 +32,16 @@ def exit_on_user_error() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def exit_on_bad_image() -> Iterator[None]:
+    """The same for a `UserError` past set-up, where images are read; it is told by the process that met it."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line too."""
 

@@ -92,7 +92,7 @@ def test_a_file_that_shrinks_under_a_run(tmp_path: Path) -> None:
     storage = NpyFile(tmp_path / "a.npy")
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(OSError, match=r"a\.npy ends early"):
+    with pytest.raises(UserError, match=r"a\.npy ends early"):
         storage.read(np.array([49]))
 
 

@@ -146,7 +146,7 @@ def _decoded_by_workers(split: Split, positions: Iterable[Rows], workers: int) -
             num_workers=workers,
             prefetch_factor=IMAGES_AHEAD,
             generator=torch.Generator(),  # or it would draw a seed from the global one
-            multiprocessing_context="spawn",  # a fork would copy the threads of CUDA and NCCL in any state
+            multiprocessing_context="forkserver",  # a fork would copy the threads of CUDA and NCCL in any state
         )
     )
     for first in images:

@@ -30,7 +30,7 @@ class Manifest:
     image_size: int
     image_channels: int
     bits: int
-    """At which its NLL is measured. Change it to measure at another, or fewer bits."""
+    """At which its NLL is measured, and which a model must have; edit it to measure otherwise."""
     variant: Variant | None
     partial: bool
     """Whether images of the official set are missing."""

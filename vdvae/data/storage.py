@@ -25,7 +25,11 @@ class Storage(Protocol):
     """(N, H, W, C)"""
 
     def read(self, rows: Rows) -> Images:
-        """The images of some rows, in their order, uint8 [len(rows), H, W, C]."""
+        """The images of some rows, in their order, uint8 [len(rows), H, W, C].
+
+        Raises:
+            UserError: a file was changed, removed or damaged.
+        """
 
 
 class Pixels:
@@ -68,7 +72,7 @@ class NpyFile:
         flat, row = images.reshape(-1).data, self._row
         for i, offset in enumerate((self._offset + rows * row).tolist()):
             if os.preadv(self._file, [flat[i * row : (i + 1) * row]], offset) != row:
-                raise OSError(f"{self.path} ends early: was it changed under a running process?")
+                raise UserError(f"{self.path} ends early: it was changed while it was in use")
         return images
 
 
@@ -81,11 +85,7 @@ class PictureFiles:
         self.shape: tuple[int, ...] = (len(names), *image_shape)
 
     def read(self, rows: Rows) -> Images:
-        """See `Storage`.
-
-        Raises:
-            UserError: a file is missing, damaged, or of another shape.
-        """
+        """See `Storage`."""
         return np.stack([self._picture(self.folder / self.names[row]) for row in rows.tolist()])
 
     def _picture(self, path: Path) -> Images:

@@ -122,6 +122,7 @@ def test_too_little_space_is_said_before_anything_is_written(
     status, _, err = prepare("ffhq256", "--from", ".", "--partial")
     assert status == 2
     assert err == "error: data has 1 MB free, and 2 MB are to be written; make room, or choose another --to\n"
+    assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_verify(tmp_path: Path, prepare: Prepare) -> None:

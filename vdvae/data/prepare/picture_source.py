@@ -107,7 +107,7 @@ def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = re
             yield from (_decode(part, shape, decode) for part in parts)
             return
         workers = os.cpu_count() or 1
-        with ProcessPoolExecutor(workers, get_context("spawn"), _leave_interrupts_to_the_parent) as pool:
+        with ProcessPoolExecutor(workers, get_context("forkserver"), _leave_interrupts_to_the_parent) as pool:
             ahead: deque[Future[Images]] = deque()
             try:
                 for part in parts:

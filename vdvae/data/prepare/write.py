@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,6 +206,8 @@ def locked(folder: Path) -> Iterator[Path]:
     else:
         yield folder
     finally:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing is in it
         os.close(handle)
 
 

@@ -1,0 +1,28 @@
+"""Pictures that are decoded by several processes come in order, and their errors as one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from tests.data.prepare import archives
+from vdvae.data.prepare import picture_source
+from vdvae.data.prepare.picture_source import decoded, find_pictures
+from vdvae.errors import UserError
+
+IMAGES = archives.random_images(30, 16)
+
+
+def test_processes_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture_source, "FEW", 0)
+    monkeypatch.setattr("vdvae.data.prepare.sources.CHUNK", 4 * IMAGES[0].size)
+    for i, image in enumerate(IMAGES):
+        iio.imwrite(tmp_path / f"{i:02}.png", image)
+    (tmp_path / "27.png").write_bytes((tmp_path / "27.png").read_bytes()[:300])
+    chunks = decoded(find_pictures(tmp_path, (".png",))[0], (16, 16, 3)).chunks(5)
+    assert np.array_equal(np.concatenate([next(chunks) for _ in range(5)]), IMAGES[5:25])
+    with pytest.raises(UserError, match=r"^.*/27\.png is damaged: [^\n]*$"):
+        list(chunks)
