@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes `folder/dataset.json`."""
         content = {"format": FORMAT, "shape": self.image_shape, **asdict(self)}
-        (folder / FILE_NAME).write_text(json.dumps(content, indent=1) + "\n")
+        with (folder / FILE_NAME).open("w") as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -23,8 +23,10 @@ from vdvae import VDVAE
 from vdvae.config import load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
+from vdvae.data.prepare.archive import Form
 from vdvae.data.prepare.cifar10 import cifar10_python
 from vdvae.data.prepare.official import check_counts
+from vdvae.data.prepare.sources import Source
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.data.splits import load_splits
@@ -200,13 +202,13 @@ BAD: dict[str, tuple[str, str, Damage, str]] = {
         "ImageNet-32, PNG tars",
         "--partial",
         in_tar(TRAIN, lambda files: files.pop(PNG)),
-        f"{TRAIN}: 0000006.png is followed by 0000008.png: 1 missing between them",
+        "the images for train.npy have a gap: none between 0000006.png and 0000008.png; get them again",
     ),
     "an image missing in the middle of a folder": (
         "ImageNet-32, PNG folders",
         "--partial",
         lambda folder: (folder / PNG).unlink(),
-        "train_32x32: 0000006.png is followed by 0000008.png: 1 missing between them",
+        "the images for train.npy have a gap: none between 0000006.png and 0000008.png; get them again",
     ),
     "a damaged image": (
         "ImageNet-32, PNG tars",
@@ -370,11 +372,22 @@ def test_what_is_prepared_is_never_overwritten(tmp_path: Path, prepare: Prepare)
 
 def test_counts_tell_the_two_down_samplings_apart(tmp_path: Path) -> None:
     """PNGs with the newer set's 50,000 validation images are refused, with that hint."""
-    original = FORMS["imagenet32"][0]
+    original, newer = FORMS["imagenet32"]
     assert original.counts == {"train.npy": 1_281_149, "test.npy": 49_999}
-    check_counts("imagenet32", original, [tmp_path], dict(original.counts), partial=False)
-    with pytest.raises(UserError, match=r"50,000 images .* not 49,999; that is the count of Imagenet32_train_npz\.zip"):
-        check_counts("imagenet32", original, [tmp_path], {"train.npy": 1_281_149, "test.npy": 50_000}, partial=False)
+
+    def check(form: Form, test_count: int, gap: str = "") -> None:
+        counts = {"train.npy": form.counts["train.npy"], "test.npy": test_count}
+        sources = {file: Source(count, lambda start: iter(()), gap) for file, count in counts.items()}
+        check_counts(form, [tmp_path], sources, FORMS["imagenet32"])
+
+    check(original, 49_999, gap="none between 7.png and 9.png")  # whatever the numbers are
+    check(newer, 50_000)
+    with pytest.raises(UserError, match=r"50,000 images .* not 49,999; that is the number of Imagenet32_train_npz"):
+        check(original, 50_000)
+    with pytest.raises(UserError, match=r"49,999 images .* not 50,000; that is the number of train_32x32\.tar"):
+        check(newer, 49_999)
+    with pytest.raises(UserError, match=r"49,998 images .* not 49,999: none between 7\.png and 9\.png; get them again"):
+        check(original, 49_998, gap="none between 7.png and 9.png")
 
 
 def test_sets_without_an_address_say_what_to_get(prepare: Prepare) -> None:

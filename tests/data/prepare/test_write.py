@@ -78,7 +78,9 @@ def test_a_killed_preparation_goes_on_where_it_was(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["dataset.json", "images.npy", "x"]
 
 
-def test_other_sources_start_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hidden folder of a preparation that was interrupted after 20 of 40 images."""
     monkeypatch.setattr(write_module, "FLUSH_EVERY", 1)
 
     def interrupt() -> None:
@@ -86,14 +88,34 @@ def test_other_sources_start_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, source_that_ends_after(5, interrupt)[0])
+    folder = tmp_path / ".x.preparing"
+    assert json.loads((folder / "journal.json").read_text()) == {"made_of": ["x"], "done": {"images.npy": 20}}
+    return folder
+
+
+def test_other_sources_start_over(interrupted: Path, tmp_path: Path) -> None:
+    journal = interrupted / "journal.json"
+    journal.write_text(journal.read_text().replace('"x"', '"y"'))
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [0]
+
+
+@pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 300), Path.unlink])
+def test_what_was_written_may_be_gone(damage: Callable[[Path], None], interrupted: Path, tmp_path: Path) -> None:
+    damage(interrupted / "images.npy")
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [0]
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
     source, started = source_that_ends_after(99, die)
     with pytest.raises(UserError, match="another process is preparing"), locked(tmp_path / ".x.preparing"):
         make(tmp_path, source)
-    journal = tmp_path / ".x.preparing/journal.json"
-    assert json.loads(journal.read_text()) == {"made_of": ["x"], "done": {"images.npy": 20}}
-    journal.write_text(journal.read_text().replace('"x"', '"y"'))
+    assert started == []
     make(tmp_path, source)
-    assert started == [0]
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vdvae.data.datasets import DATASETS, FEWEST
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare.archive import Archive, Form, check_archive, find_form, no_address, refuse_web_page
+from vdvae.data.prepare.archive import Archive, Form, Sources, check_archive, find_form, no_address, refuse_web_page
 from vdvae.data.prepare.download import download
 from vdvae.data.prepare.picture_source import Pictures
 from vdvae.data.prepare.table import FORMS
@@ -63,7 +63,10 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
                 raise
     sources = form.sources(paths)
     counts = {file: source.count for file, source in sources.items()}
-    check_counts(name, form, paths, counts, partial)
+    if partial:
+        _check_part(sources)
+    else:
+        check_counts(form, paths, sources, FORMS[name])
     dataset = DATASETS[name]
 
     def manifest(files: dict[str, File]) -> Manifest:
@@ -86,7 +89,7 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
 
 def _form_with_address(name: str, mirror: str | None) -> Form:
     for form in FORMS[name]:
-        if mirror or all(archive.url for archive in form.archives):
+        if all(archive.url or (mirror and archive.name != archive.folder) for archive in form.archives):
             return form
     raise no_address(name, FORMS[name])
 
@@ -99,17 +102,31 @@ def _download(archive: Archive, mirror: str | None, folder: Path) -> Path:
     return path
 
 
-def check_counts(name: str, form: Form, paths: list[Path], counts: dict[str, int], partial: bool) -> None:
-    """Refuses what has not the official number of images (of a part of the set: hardly any)."""
-    for file, count in counts.items():
-        if partial and count >= 2 * FEWEST:
-            continue
-        if partial:
-            raise UserError(f"{name}: {count} images for {file}; even a part of a set needs {2 * FEWEST}")
-        if count != form.counts[file]:
-            others = [other for other in FORMS[name] if other.counts[file] == count]
-            hint = f"; that is the count of {others[0].archives[0].name}, which is another set" if others else ""
+def check_counts(form: Form, paths: list[Path], sources: Sources, others: Sequence[Form]) -> None:
+    """Refuses what has not the official number of images.
+
+    Args:
+        form: what it seems to be.
+        paths: where it is.
+        sources: the images of each file.
+        others: forms of the set that it might be mistaken for.
+    """
+    for file, source in sources.items():
+        if source.count != form.counts[file]:
+            hint = f": {source.gap}" if source.gap else ""
+            for other in others:
+                if other.counts[file] == source.count:
+                    hint = f"; that is the number of {other.archives[0].name}, another down-sampling"
             raise UserError(
-                f"{name}: {' and '.join(map(str, paths))} have {count:,} images for {file}, not {form.counts[file]:,}"
+                f"{' and '.join(map(str, paths))} have {source.count:,} images for {file}, not {form.counts[file]:,}"
                 f"{hint}; get them again, or add --partial if they are meant to be a part of the set"
             )
+
+
+def _check_part(sources: Sources) -> None:
+    """Of a part of a set, the number of images says nothing; a number left out in the middle does."""
+    for file, source in sources.items():
+        if source.count < 2 * FEWEST:
+            raise UserError(f"{source.count} images for {file}; even a part of a set needs {2 * FEWEST}")
+        if source.gap:
+            raise UserError(f"the images for {file} have a gap: {source.gap}; get them again")

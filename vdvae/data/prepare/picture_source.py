@@ -41,6 +41,11 @@ class Pictures:
         """How many."""
         return len(self.names)
 
+    @property
+    def gap(self) -> str:
+        """See `first_gap`."""
+        return first_gap(self.names)
+
     def part(self, first: int, count: int) -> Pictures:
         """Some of them."""
         end = first + count
@@ -65,7 +70,7 @@ def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]
     if path.is_file():
         with reading(path):
             listed = list_tar(path)
-        chosen = [file for file in listed if file[0].lower().endswith(suffixes)]
+        chosen = [file for file in listed if file[0].lower().endswith(suffixes) and not file[0].startswith(".")]
         places = [(offset, size) for _, offset, size in chosen]
         return Pictures(path, [name for name, _, _ in chosen], places), len(listed) - len(chosen)
     names, others = [], 0
@@ -80,21 +85,17 @@ def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]
     return Pictures(path, sorted(names)), others
 
 
-def refuse_gaps(pictures: Pictures) -> None:
-    """Numbered files must be numbered without a gap.
-
-    Raises:
-        UserError: naming the first that is missing.
-    """
-    stems = [PurePosixPath(name).stem for name in pictures.names]
+def first_gap(names: list[str]) -> str:
+    """Where numbered files leave a number out or have one twice, in words; empty if they don't, or have no numbers."""
+    stems = [PurePosixPath(name).stem for name in names]
     if not all(stem.isdigit() for stem in stems):
-        return
+        return ""
     order = np.argsort(numbers := np.array([int(stem) for stem in stems]))
     steps = np.diff(numbers[order])
     for i in np.flatnonzero(steps != 1)[:1].tolist():
-        before, after = pictures.names[order[i]], pictures.names[order[i + 1]]
-        what = "is there twice" if steps[i] == 0 else f"is followed by {after}: {steps[i] - 1:,} missing between them"
-        raise UserError(f"{pictures.path}: {before} {what}; get it again")
+        before, after = names[order[i]], names[order[i + 1]]
+        return f"{before} and {after} have one number" if steps[i] == 0 else f"none between {before} and {after}"
+    return ""
 
 
 def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = read_picture) -> Source:
@@ -119,7 +120,7 @@ def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = re
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    return Source(pictures.count, chunks)
+    return Source(pictures.count, chunks, pictures.gap)
 
 
 def _decode(pictures: Pictures, shape: tuple[int, int, int], decode: Decode) -> Images:

@@ -29,6 +29,8 @@ class Source:
     count: int
     chunks: Callable[[int], Iterator[Images]]
     """From an image on, uint8 [n, H, W, C] at a time."""
+    gap: str = ""
+    """In words, where numbered files leave out a number."""
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from vdvae.data.datasets import DATASETS
 from vdvae.data.prepare.archive import Archive, Form, Sources
 from vdvae.data.prepare.cifar10 import cifar10_binary, cifar10_python
-from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures, refuse_gaps
+from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures
 from vdvae.data.prepare.sources import Source, idx_images, npy_images, npz_images
 
 
@@ -44,7 +44,6 @@ def _imagenet_newer(size: int, train: tuple[Archive, ...], valid: Archive) -> Fo
 
 def _png_images(path: Path, size: int) -> Source:
     pictures, _ = find_pictures(path, (".png",))
-    refuse_gaps(pictures)
     return decoded(pictures, (size, size, 3))
 
 
@@ -54,10 +53,7 @@ def _ffhq1024(paths: list[Path]) -> Sources:
     names = [name for name in pictures.names if Path(name).stem.isdigit()]
     train = [name for name in names if int(Path(name).stem) < DATASETS["ffhq1024"].counts["train.txt"]]
     test = sorted(set(names) - set(train))
-    parts = {"train.txt": Pictures(paths[0], train), "test.txt": Pictures(paths[0], test)}
-    for part in parts.values():
-        refuse_gaps(part)
-    return dict(parts)
+    return {"train.txt": Pictures(paths[0], train), "test.txt": Pictures(paths[0], test)}
 
 
 def _fashion(paths: list[Path]) -> Sources:

@@ -110,7 +110,8 @@ def write_set(
         except UserError:
             shutil.rmtree(folder)  # the images are at fault: nothing of them is worth keeping
             raise
-        finished.write(folder)
+        with _keeping(folder / FILE_NAME):
+            finished.write(folder)
         staging.finish(target)
     return finished
 
@@ -145,6 +146,8 @@ class WritingError(OSError):
 def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[int, int, int], done: int) -> File:
     path = staging.folder / name
     image_bytes = int(np.prod(image_shape))
+    if not path.exists() or path.stat().st_size < done * image_bytes:
+        done = 0
     digest = hashlib.sha256()
     with (
         path.open("r+b" if done else "w+b") as file,
