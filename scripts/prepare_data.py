@@ -71,7 +71,8 @@ def main() -> None:
                 write_fragment(manifest, args.to, config)
                 _tell(manifest, before, args.to)
                 hps = args.name if config.parent == PRESETS else config
-                print(f"{config}: for python train.py --hps {BASE},{hps}")
+                shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
+                print(f"{shown}: for python train.py --hps {BASE},{hps}")
             else:
                 _tell(*prepare_official(args.what, args.given, args.to, args.partial), args.to)
     except KeyboardInterrupt:

@@ -107,6 +107,11 @@ def odd_one(folder: Path) -> None:
     iio.imwrite(folder / "in/003.png", random_images(1, 30)[0])
 
 
+def splits_beside_images(folder: Path) -> None:
+    for split in ("train", "test"):
+        write(folder / "in" / split, random_images(3, 32))
+
+
 def an_empty_split(folder: Path) -> None:
     write(folder / "in/train", random_images(3, 32))
     (folder / "in/test").mkdir()
@@ -151,6 +156,11 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         "in/002.png is partly transparent; --background white (or black) puts a colour behind it",
     ),
     "train alone": (["in"], lambda folder: write(folder / "in/train", random_images(3, 32)), "neither valid nor test"),
+    "images outside of the splits": (
+        ["in"],
+        splits_beside_images,
+        "in has 10 images outside of test, train; move them into one of these",
+    ),
     "an empty split": (
         ["in"],
         an_empty_split,

@@ -89,7 +89,7 @@ def check_archive(path: Path, archive: Archive) -> None:
         UserError: another size or checksum.
     """
     size = path.stat().st_size
-    if len(archive.sha256) == 1 and size != archive.size:
+    if len(archive.sha256) == 1 and size != archive.size:  # other good copies have other sizes
         raise UserError(
             f"{path} has {size:,} bytes, the official file {archive.size:,}: it is cut off or another file; get it "
             f"again{_or_partial(archive)}"

@@ -110,6 +110,9 @@ def _parts(source: Path) -> tuple[dict[str, Pictures], int]:
         parts[file], left_out = pictures, left_out + others
     if len(parts) == 1:
         raise UserError(f"{source} has a folder train, but neither valid nor test beside it")
+    outside = find_pictures(source, SUFFIXES)[0].count - sum(part.count for part in parts.values())
+    if outside:
+        raise UserError(f"{source} has {outside:,} images outside of {', '.join(folders)}; move them into one of these")
     return parts, left_out
 
 
