@@ -29,10 +29,10 @@ from vdvae.config import Config, load_config
 from vdvae.data.datasets import DATASETS, DataConfig
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare.sources import Source, pieces
+from vdvae.data.prepare.sources import Source
 from vdvae.data.prepare.write import write_set
 from vdvae.data.splits import load_splits
-from vdvae.data.storage import Images
+from vdvae.data.storage import Images, pieces
 from vdvae.distributed import World
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.training.update import Update

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from vdvae.config import load_config
 from vdvae.data.datasets import DataConfig
 from vdvae.data.manifest import Manifest
 from vdvae.data.splits import Split, open_splits
+from vdvae.data.storage import pieces
 from vdvae.errors import UserError
 from vdvae.model.blockspec import pyramid
 
@@ -41,7 +43,9 @@ def write_fragment(manifest: Manifest, root: Path, path: Path) -> None:
         "input_scale": round(1 / max(deviation, 1.0), 10),
         **_architecture(manifest.image_size),
     }
-    data = {"dataset": manifest.name} | ({} if root == Path(DataConfig.root) else {"root": str(root)})
+    data = {"dataset": manifest.name, "variant": manifest.variant}
+    if root != Path(DataConfig.root):
+        data["root"] = str(root)
     text = yaml.safe_dump({"model": model, "data": data}, sort_keys=False, width=1000)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{MARK} for --hps {BASE},{path.stem}: mean and scale of the training images.\n{text}")
@@ -50,8 +54,8 @@ def write_fragment(manifest: Manifest, root: Path, path: Path) -> None:
 def pixel_statistics(split: Split) -> tuple[float, float]:
     """Mean and standard deviation over all pixels and channels of a split, on 0..255."""
     levels = np.zeros(256, np.int64)
-    for first in range(0, len(split), 1024):
-        levels += np.bincount(split.read(np.arange(first, min(first + 1024, len(split)))).ravel(), minlength=256)
+    for first, n in pieces(0, len(split), math.prod(split.storage.shape[1:])):
+        levels += np.bincount(split.read(np.arange(first, first + n)).ravel(), minlength=256)
     values = np.arange(256)
     mean = float((levels * values).sum() / levels.sum())
     return mean, float(np.sqrt((levels * (values - mean) ** 2).sum() / levels.sum()))

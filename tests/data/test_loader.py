@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,35 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     rows = np.array([49, 0, 7, 7])
     assert storage.shape == images.shape
     assert np.array_equal(storage.read(rows), images[rows])
+
+
+def memory_mb(which: str) -> float:
+    """VmRSS, what this process has, or VmHWM, the most it had; pages of mapped files count."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+
+def extra_memory_mb(path: Path) -> float:
+    """Of 200 batches of 256 images in random order, from all over the file."""
+    before = memory_mb("VmRSS")
+    storage = NpyFile(path)
+    split = Split(storage, np.arange(storage.shape[0]))
+    order = BatchOrder(len(split), 256, 0)
+    for batch in itertools.islice(training_batches(split, order, 0, ALONE, DataConfig("any")), 200):
+        assert batch.shape == (256, 3, 32, 32)
+    return memory_mb("VmHWM") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """2 GB, made of holes; mapped, every page that was touched would count."""
+    path = tmp_path / "big.npy"
+    with path.open("wb") as file:
+        shape = (700_000, 32, 32, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + 700_000 * 3072)
+    with get_context("forkserver").Pool(1) as pool:
+        assert pool.apply(extra_memory_mb, (path,)) < 100
 
 
 def test_a_file_that_shrinks_under_a_run(tmp_path: Path) -> None:

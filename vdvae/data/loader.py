@@ -19,12 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from vdvae import distributed
 from vdvae.data.datasets import DataConfig
 from vdvae.data.splits import Split
-from vdvae.data.storage import Images, PictureFiles, Rows
+from vdvae.data.storage import Images, PictureFiles, Rows, pieces
 from vdvae.distributed import World
 from vdvae.errors import UserError
 
-RESIDENT_CHUNK = 1024
-"""Images copied to the device at once."""
 MOST_WORKERS = 8
 """Decoding processes, unless told otherwise."""
 IMAGES_AHEAD = 8
@@ -108,16 +106,16 @@ def resident_batches(split: Split, positions: Iterable[Rows], device: torch.devi
     Raises:
         UserError: it does not fit.
     """
-    size = len(split) * math.prod(split.storage.shape[1:])
+    image_bytes = math.prod(split.storage.shape[1:])
+    size = len(split) * image_bytes
     if device.type == "cuda" and size > (free := torch.cuda.mem_get_info(device)[0]):
         raise UserError(
             f"data.resident: the training images take {size / 1e9:.1f} GB, and the GPU has {free / 1e9:.1f} GB free; "
             "set data.resident=false"
         )
     images = torch.empty(len(split), *split.storage.shape[1:], dtype=torch.uint8, device=device)
-    for first in range(0, len(split), RESIDENT_CHUNK):
-        chunk = split.read(np.arange(first, min(first + RESIDENT_CHUNK, len(split))))
-        images[first : first + len(chunk)] = torch.from_numpy(chunk).to(device)
+    for first, n in pieces(0, len(split), image_bytes):
+        images[first : first + n] = torch.from_numpy(split.read(np.arange(first, first + n)))
 
     def batches() -> Iterator[Tensor]:
         for batch in positions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +17,9 @@ from vdvae.errors import UserError
 Images = NDArray[np.uint8]
 """uint8 [N, H, W, C]"""
 Rows = NDArray[np.int64]
+
+CHUNK = 4 << 20
+"""Bytes of pixels at once."""
 
 
 class Storage(Protocol):
@@ -108,3 +112,10 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], int]:
     if not isinstance(array, np.memmap) or array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
         raise UserError(f"{path} must hold uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}")
     return array.shape, array.offset
+
+
+def pieces(start: int, end: int, image_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, number) of the images of each chunk."""
+    most = max(1, CHUNK // image_bytes)
+    for first in range(start, end, most):
+        yield first, min(most, end - first)

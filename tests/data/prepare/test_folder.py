@@ -97,7 +97,8 @@ def test_train_and_test_only(tmp_path: Path, prepare: Prepare) -> None:
     write(tmp_path / "in/train", random_images(3, 70), ".bmp")
     write(tmp_path / "in/test", random_images(2, 90), ".jpg")
     assert prepare("folder", "in", "--name", "mine", "--size", 64, "--config", "mine.yaml", "--bits", 5)[0] == 0
-    config, splits = opened(tmp_path)
+    config = load_config(f"imagenet64,{tmp_path / 'mine.yaml'}", [])  # not only after cifar10
+    splits = load_splits(config.data, config.model)
     assert (len(splits.train), len(splits.valid), len(splits.test)) == (3, 2, 2)
     assert (config.model.enc_blocks, config.model.bits) == (load_config("imagenet64", []).model.enc_blocks, 5)
     assert read_manifest(tmp_path / "data/mine").bits == 5

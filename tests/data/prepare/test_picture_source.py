@@ -18,7 +18,7 @@ IMAGES = archives.random_images(30, 16)
 
 def test_processes_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture_source, "FEW", 0)
-    monkeypatch.setattr("vdvae.data.prepare.sources.CHUNK", 4 * IMAGES[0].size)
+    monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * IMAGES[0].size)
     for i, image in enumerate(IMAGES):
         iio.imwrite(tmp_path / f"{i:02}.png", image)
     (tmp_path / "27.png").write_bytes((tmp_path / "27.png").read_bytes()[:300])

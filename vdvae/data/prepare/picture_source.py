@@ -14,9 +14,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from vdvae.data.pictures import read_picture
-from vdvae.data.prepare.sources import Source, exactly, pieces, reading
+from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
-from vdvae.data.storage import Images
+from vdvae.data.storage import Images, pieces
 from vdvae.errors import UserError
 
 FEW = 4096

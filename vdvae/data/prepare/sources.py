@@ -15,11 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from vdvae.data.storage import Images, read_npy_header
+from vdvae.data.storage import Images, pieces, read_npy_header
 from vdvae.errors import UserError
-
-CHUNK = 4 << 20
-"""Bytes of pixels at once."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +116,6 @@ def npy_images(path: Path, size: int) -> Source:
                 yield np.frombuffer(exactly(file, n * row), np.uint8).reshape(n, size, size, 3)
 
     return Source(shape[0], chunks)
-
-
-def pieces(start: int, end: int, image_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, number) of the images of each chunk."""
-    most = max(1, CHUNK // image_bytes)
-    for first in range(start, end, most):
-        yield first, min(most, end - first)
 
 
 def exactly(file: IO[bytes], size: int) -> bytes:
