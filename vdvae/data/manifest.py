@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vdvae.data.datasets import VARIANTS, Rule, Rules, Variant
+from vdvae.data.datasets import DATASETS, VARIANTS, Rule, Rules, Variant
 from vdvae.errors import UserError
 
 FILE_NAME = "dataset.json"
@@ -63,6 +63,21 @@ class Manifest:
             file.write(json.dumps(content, indent=1) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def official_manifest(
+    name: str,
+    files: dict[str, File],
+    source: str,
+    variant: Variant | None = None,
+    partial: bool = False,
+    folder: str | None = None,
+) -> Manifest:
+    """The manifest of a set of the table."""
+    dataset = DATASETS[name]
+    splits = dataset.rules({file: about.count for file, about in files.items()})
+    size, channels = dataset.image_size, dataset.image_channels
+    return Manifest(name, size, channels, dataset.bits, variant, partial, source, files, splits, folder)
 
 
 def read_manifest(folder: Path) -> Manifest:

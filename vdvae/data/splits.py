@@ -10,23 +10,17 @@ from typing import NamedTuple
 import numpy as np
 
 from vdvae.data.datasets import DATASETS, VARIANTS, DataConfig
-from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
+from vdvae.data.manifest import FILE_NAME, File, Manifest, official_manifest, read_manifest
 from vdvae.data.storage import Images, NpyFile, PictureFiles, Pixels, Rows, Storage
 from vdvae.errors import UserError, did_you_mean
 from vdvae.model.config import ModelConfig
 
 EMBEDDED = "fashion_mnist_9k_1k"
 """The set whose images come with the package."""
-EMBEDDED_MANIFEST = Manifest(
+EMBEDDED_MANIFEST = official_manifest(
     EMBEDDED,
-    image_size=28,
-    image_channels=1,
-    bits=8,
-    variant=None,
-    partial=False,
-    source="Zalando's Fashion-MNIST",
-    files={name: File(count, sha256="") for name, count in DATASETS[EMBEDDED].counts.items()},
-    splits=DATASETS[EMBEDDED].rules(DATASETS[EMBEDDED].counts),
+    {"t10k-images-idx3-ubyte.gz": File(10_000, "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa")},
+    "Zalando's Fashion-MNIST",
 )
 
 

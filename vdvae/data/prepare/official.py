@@ -8,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vdvae.data.datasets import DATASETS, FEWEST
-from vdvae.data.manifest import File, Manifest
+from vdvae.data.manifest import File, Manifest, official_manifest
 from vdvae.data.prepare.archive import Archive, Form, Sources, check_archive, find_form, no_address, refuse_web_page
 from vdvae.data.prepare.download import download
 from vdvae.data.prepare.picture_source import Pictures
@@ -62,29 +62,19 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
                     path.unlink()  # or the next attempt would find it here and not fetch it again
                 raise
     sources = form.sources(paths)
-    counts = {file: source.count for file, source in sources.items()}
     if partial:
         _check_part(sources)
     else:
         check_counts(form, paths, sources, FORMS[name])
-    dataset = DATASETS[name]
 
     def manifest(files: dict[str, File]) -> Manifest:
-        return Manifest(
-            name,
-            dataset.image_size,
-            dataset.image_channels,
-            dataset.bits,
-            form.variant,
-            any(counts[file] != form.counts[file] for file in counts),
-            " and ".join(path.name for path in paths),
-            files,
-            dataset.rules(counts),
-            next((str(source.path.resolve()) for source in sources.values() if isinstance(source, Pictures)), None),
-        )
+        is_part = any(files[file].count != count for file, count in form.counts.items())
+        made_from = " and ".join(path.name for path in paths)
+        folder = next((str(s.path.resolve()) for s in sources.values() if isinstance(s, Pictures)), None)
+        return official_manifest(name, files, made_from, form.variant, is_part, folder)
 
     made_of = [name, partial, [identity(path) for path in paths]]
-    return write_set(target, sources, dataset.image_shape, made_of, manifest), False
+    return write_set(target, sources, DATASETS[name].image_shape, made_of, manifest), False
 
 
 def _form_with_address(name: str, mirror: str | None) -> Form:

@@ -18,6 +18,9 @@ import numpy as np
 from vdvae.data.storage import Images, pieces, read_npy_header
 from vdvae.errors import UserError
 
+DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, KeyError)
+"""What an archive makes its readers raise if it is not what it should be."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -32,14 +35,16 @@ class Source:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what libraries raise about a damaged archive into one line."""
+    """Turns what libraries raise about a damaged archive into one line. An error of the disk or the network passes: the
+    archive may be read another time.
+    """
     try:
         yield
     except UserError:
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is damaged or cut off ({error}); get it again") from error
 
 
