@@ -99,8 +99,8 @@ def _check(manifest: Manifest, data: DataConfig, model: ModelConfig) -> None:
     if model.bits != manifest.bits:
         raise UserError(
             f"data.dataset {data.dataset} is measured at {manifest.bits} bits, but the model has model.bits "
-            f"{model.bits}: the two NLLs don't compare. Set model.bits={manifest.bits}, or bits in {data.root}/"
-            f"{data.dataset}/{FILE_NAME} if you mean to measure it otherwise"
+            f"{model.bits}: the two NLLs don't compare. Set model.bits={manifest.bits}"
+            + ("" if manifest is EMBEDDED_MANIFEST else f", or bits in its {FILE_NAME} to measure it otherwise")
         )
     if manifest.variant != data.variant:
         wanted = f"wants {VARIANTS[data.variant]}" if data.variant else "says nothing of variants"

@@ -67,8 +67,6 @@ class NpyFile:
             raise UserError(f"{path} is cut off: it should hold {self.shape[0]:,} images; prepare it again")
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
-        if hasattr(os, "posix_fadvise"):  # rows come in random order: reading around them is wasted
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
 
     def read(self, rows: Rows) -> Images:
         """See `Storage`."""

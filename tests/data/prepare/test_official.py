@@ -117,6 +117,13 @@ def in_zip(name: str, change: Callable[[dict[str, bytes]], object]) -> Damage:
     return damage
 
 
+def link_in_a_tar(folder: Path) -> None:
+    with tarfile.open(folder / TRAIN, "a") as archive:
+        link = tarfile.TarInfo("train_32x32/0000021.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+
+
 class RunsCode:
     """What unpickles into a call."""
 
@@ -233,6 +240,12 @@ BAD: dict[str, tuple[str, str, Damage, str]] = {
         "--partial",
         in_tar(TRAIN, lambda files: files.update({"train_32x32/../../evil.png": files[PNG]})),
         f"{TRAIN} holds train_32x32/../../evil.png, which leads out of it",
+    ),
+    "a link in a tar": (
+        "ImageNet-32, PNG tars",
+        "--partial",
+        link_in_a_tar,
+        f"{TRAIN} holds train_32x32/0000021.png, a link or device: not an official archive; nothing was used",
     ),
     "an absolute path in a tar": (
         "CIFAR-10, Python",
