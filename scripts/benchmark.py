@@ -6,7 +6,6 @@ python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without h
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -35,6 +34,7 @@ from vdvae.data.splits import load_splits
 from vdvae.data.storage import Images, pieces
 from vdvae.distributed import World
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.results import write_result
 from vdvae.training.update import Update
 
 MEGABYTE = 1 << 20
@@ -90,11 +90,10 @@ def main() -> None:
             "overrides": args.overrides,
             "made_up": args.made_up,
             "batch": config.train.batch_size,
+            "numpy": np.__version__,
         }
-        about |= {"hardware": distributed.describe(device), "torch": torch.__version__, "numpy": np.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        content = {**about, **loader._asdict(), "training_images_per_second": model}
-        args.json.write_text(json.dumps(content, indent=1) + "\n")
+        figures = {**loader._asdict(), "training_images_per_second": model}
+        write_result(args.json, device, about, figures)
 
 
 def measure_loader(config: Config, seconds: int) -> LoaderSpeed:

@@ -5,10 +5,7 @@ python scripts/evaluate.py runs/fashion
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-import torch
 
 from vdvae import distributed
 from vdvae.data.splits import load_splits
@@ -16,6 +13,7 @@ from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import find_checkpoint, model_from
+from vdvae.results import write_result
 
 
 def main() -> None:
@@ -56,9 +54,7 @@ def main() -> None:
     if args.json:
         about = {"checkpoint": str(found.path), "step": found.step, **splits.manifest.facts()}
         about |= {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
-        about |= {"hardware": distributed.describe(device), "torch": torch.__version__}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**about, **nll._asdict()}, indent=1) + "\n")
+        write_result(args.json, device, about, nll._asdict())
 
 
 if __name__ == "__main__":

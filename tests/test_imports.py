@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "distributed": set(),
     "errors": {"distributed"},
     "noise": set(),
+    "results": {"distributed"},
     "precision": set(),
     "__init__": {"model", "pretrained"},
 }

@@ -15,6 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from scripts.benchmark import memory_mb
 from vdvae.data.datasets import DataConfig
 from vdvae.data.loader import BatchOrder, read_ahead, training_batches
 from vdvae.data.splits import Split
@@ -89,21 +90,18 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
     assert np.array_equal(storage.read(rows), images[rows])
 
 
-def memory_mb(which: str) -> float:
-    """VmRSS, what this process has, or VmHWM, the most it had; pages of mapped files count."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
-
-
 def extra_memory_mb(path: Path) -> float:
     """Of 200 batches of 256 images in random order, from all over the file."""
     before = memory_mb("VmRSS")
+    assert before is not None
     storage = NpyFile(path)
     split = Split(storage, np.arange(storage.shape[0]))
     order = BatchOrder(len(split), 256, 0)
     for batch in itertools.islice(training_batches(split, order, 0, ALONE, DataConfig("any")), 200):
         assert batch.shape == (256, 3, 32, 32)
-    return memory_mb("VmHWM") - before
+    peak = memory_mb("VmHWM")
+    assert peak is not None
+    return peak - before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the memory of a process")

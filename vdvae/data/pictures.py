@@ -82,6 +82,13 @@ def read_picture(source: Path | bytes, name: str, background: int | None = None)
     return pixels
 
 
+def check_shape(found: tuple[int, ...], expected: tuple[int, ...], name: str) -> None:
+    """Raises `UserError` where an image (H, W, C) has not the shape that all images of a set have."""
+    if found != expected:
+        described = ("{1} x {0} with {2} channels".format(*shape) for shape in (found, expected))
+        raise UserError(f"{name} is {', not '.join(described)}")
+
+
 def fit(pixels: NDArray[np.uint8], size: int, crop: bool, name: str) -> NDArray[np.uint8]:
     """Brings an image to `size` x `size`: the middle square if `crop`, then bicubic down-sampling with antialiasing.
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae.data.pictures import read_picture
+from vdvae.data.pictures import check_shape, read_picture
 from vdvae.errors import UserError
 
 Images = NDArray[np.uint8]
@@ -92,8 +92,7 @@ class PictureFiles:
 
     def _picture(self, path: Path) -> Images:
         picture = read_picture(path, str(path))
-        if picture.shape != self.shape[1:]:
-            raise UserError(f"{path} is {list(picture.shape)}, not {list(self.shape[1:])}")
+        check_shape(picture.shape, self.shape[1:], str(path))
         return picture
 
 

@@ -13,11 +13,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vdvae.data.pictures import read_picture
+from vdvae.data.pictures import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
 from vdvae.data.storage import Images, pieces
-from vdvae.errors import UserError
 
 FEW = 4096
 """So many pictures are decoded sooner than processes start."""
@@ -127,9 +126,7 @@ def _decode(pictures: Pictures, shape: tuple[int, int, int], decode: Decode) -> 
     images = np.empty((pictures.count, *shape), np.uint8)
     for image, (source, name) in zip(images, pictures.files(), strict=True):
         picture = decode(source, name)
-        if picture.shape != shape:
-            found, expected = ("{1} x {0} with {2} channels".format(*s) for s in (picture.shape, shape))
-            raise UserError(f"{name} is {found}, not {expected}")
+        check_shape(picture.shape, shape, name)
         image[...] = picture
     return images
 

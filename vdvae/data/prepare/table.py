@@ -18,7 +18,7 @@ def _imagenet_original(size: int, train: Archive, valid: Archive) -> Form:
     return Form(
         (train, valid),
         sources,
-        {"train.npy": 1_281_149, "test.npy": 49_999},
+        DATASETS[f"imagenet{size}"].counts,
         "original",
         "once at http://image-net.org/small, closed in 2021; people share it on Academic Torrents; the paper's figure "
         "belongs to this one",

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
-from vdvae.data.pictures import read_header
+from vdvae.data.pictures import check_shape, read_header
 from vdvae.data.prepare.archive import Sources, sha256_of
 from vdvae.data.prepare.picture_source import Pictures
 from vdvae.data.prepare.sources import Source
@@ -185,13 +185,8 @@ def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[i
 
 
 def _write_list(path: Path, pictures: Pictures, image_shape: tuple[int, int, int]) -> File:
-    h, w, c = image_shape
     for source, name in tqdm(pictures.files(), path.name, pictures.count, unit="image", disable=None):
-        found = read_header(source, name)
-        if found != image_shape:
-            raise UserError(
-                f"{name} is {found.width} x {found.height} with {found.channels} channels, not {w} x {h} with {c}"
-            )
+        check_shape(read_header(source, name), image_shape, name)
     with _keeping(path):
         path.write_text("".join(f"{name}\n" for name in pictures.names))
     return File(pictures.count, sha256_of(path))
