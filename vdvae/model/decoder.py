@@ -16,7 +16,7 @@ from vdvae.model.gaussian import DiagonalGaussian
 from vdvae.model.likelihood import MixtureHead
 
 Source = Tensor | Literal["posterior", "prior"]
-"""Where a layer's z comes from: given as a tensor, or drawn from one of its two distributions."""
+"""Where a layer's z comes from: given as a tensor, [B, zdim, r, r], or drawn from one of its two distributions."""
 
 
 class Latent(NamedTuple):
@@ -26,14 +26,28 @@ class Latent(NamedTuple):
     prior: DiagonalGaussian
     """p(z_i | z_<i)"""
     posterior: DiagonalGaussian | None
-    """q(z_i | z_<i, x); None where no image was given"""
+    """q(z_i | z_<i, x); None where no image was given, or z is drawn from the prior"""
 
     @property
     def kl(self) -> Tensor:
         """KL(q || p) of each latent variable, in nats."""
+        return self._known_posterior.kl(self.prior)
+
+    @property
+    def log_prior(self) -> Tensor:
+        """log p(z_i | z_<i) of each latent variable, in nats; whatever temperature z was drawn at."""
+        return self.prior.log_density(self.z)
+
+    @property
+    def log_posterior(self) -> Tensor:
+        """log q(z_i | z_<i, x) of each latent variable, in nats; whatever temperature z was drawn at."""
+        return self._known_posterior.log_density(self.z)
+
+    @property
+    def _known_posterior(self) -> DiagonalGaussian:
         if self.posterior is None:
-            raise ValueError("a layer without a posterior has no KL; encode an image to get one")
-        return self.posterior.kl(self.prior)
+            raise ValueError("this layer has no posterior: no image was given, or z came from the prior")
+        return self.posterior
 
 
 class DecoderBlock(nn.Module):
@@ -131,8 +145,13 @@ class Decoder(nn.Module):
                 x = x + unpool(match_channels(states[mixin], block.width), r // mixin)
             # A 1x1 state has no layout to pass on; without this the whole decoder would run with channels first.
             x = x.expand(batch, -1, r, r).contiguous(memory_format=torch.channels_last)
-            noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
-            x, latent = block(x, activated_acts.get(r), source, noise, temperature)
+            noise = None
+            if isinstance(source, Tensor):  # in the layout of drawn ones, so that convolutions round alike
+                source = source.contiguous(memory_format=torch.channels_last)
+            else:
+                noise = self._noise(batch, r, generator)
+            activated = None if source == "prior" else activated_acts.get(r)
+            x, latent = block(x, activated, source, noise, temperature)
             states[r] = x
             latents.append(latent)
         return x, latents

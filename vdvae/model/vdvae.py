@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vdvae.model import arguments
+from vdvae.model.arguments import Temperature
 from vdvae.model.blocks import Bottleneck
 from vdvae.model.config import ModelConfig
 from vdvae.model.decoder import Decoder, Latent, Source
@@ -29,6 +31,15 @@ class Terms(NamedTuple):
     def nats_per_dim(self) -> Tensor:
         """distortion + rate, [B]: the loss, and an upper bound on the negative log-likelihood."""
         return self.distortion + self.rate
+
+
+class Pass(NamedTuple):
+    """One pass through all layers."""
+
+    latents: list[Latent]
+    """What each layer did, top-down."""
+    mixture: Mixture
+    """p(x|z)"""
 
 
 class VDVAE(nn.Module):
@@ -57,6 +68,11 @@ class VDVAE(nn.Module):
         return [spec.resolution for spec in self.decoder.specs]
 
     @property
+    def latent_shapes(self) -> list[tuple[int, int, int]]:
+        """(zdim, r, r) of each latent layer, top-down."""
+        return self.decoder.latent_shapes
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.decoder.gain.device
@@ -75,66 +91,132 @@ class VDVAE(nn.Module):
             if isinstance(module, Bottleneck):
                 module.compile(dynamic=False)
 
-    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Terms:
-        """The likelihood terms of `images`, with one posterior sample per layer."""
+    def forward(self, images: Tensor, generator: torch.Generator | None = None, layers: int | None = None) -> Terms:
+        """The likelihood terms of `images`, with one posterior sample per layer.
+
+        With fewer `layers` than all, only so many from the top come from the posterior, and the others, nearest to
+        the image, from the prior, at no rate: the bound L^{>k} of Havtorn et al. 2021, k = num_layers - layers, for
+        out-of-distribution detection.
+        """
+        return self.terms(images, self.top_down(images, self._from_posterior(layers), generator=generator))
+
+    def terms(self, images: Tensor, run: Pass) -> Terms:
+        """The likelihood terms of `images`, by a pass that has seen them; layers from the prior have no rate."""
+        images = self._checked(images)
+        dims, none = self.config.dims, run.mixture.logits.new_zeros(len(images))
+        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in run.latents]
+        layer_rate = torch.stack(rates, 1) / dims  # [B, L]
+        return Terms(-run.mixture.log_prob(images) / dims, layer_rate.sum(1), layer_rate)
+
+    def log_weights(
+        self, images: Tensor, samples: int, generator: torch.Generator | None = None, layers: int | None = None
+    ) -> Tensor:
+        """log p(x, z) / q(z|x) of some posterior samples z, in nats, [samples, B].
+
+        The logarithm of their mean is the importance-weighted bound (Burda et al. 2016), which in expectation lies
+        between the ELBO and log p(x). Samples are drawn one after the other: without gradients, memory does not grow
+        with their number.
+
+        Args:
+            images: uint8 `[B, C, H, W]`.
+            samples: how many, at least 1.
+            generator: source of the noise.
+            layers: only so many from the top come from the posterior, as in `forward`.
+
+        Raises:
+            ValueError: arguments not as above.
+        """
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, not {samples}")
+        images, sources = self._checked(images), self._from_posterior(layers)
         activations = self._activations(images)
-        sources: list[Source] = ["posterior"] * self.num_layers
-        x, latents = self.decoder.top_down(len(images), activations, sources, self._temperatures(1.0), generator)
-        layer_rate = torch.stack([latent.kl.sum((1, 2, 3)) for latent in latents], 1) / self.config.dims  # [B, L]
-        distortion = -self._mixture(x).log_prob(images) / self.config.dims  # [B]
-        return Terms(distortion, layer_rate.sum(1), layer_rate)
+        weights = []
+        for _ in range(samples):
+            run = self._run(len(images), activations, sources, [1.0] * self.num_layers, generator)
+            weight = run.mixture.log_prob(images)  # [B]
+            for latent in run.latents:
+                if latent.posterior is not None:
+                    weight = weight + (latent.log_prior - latent.log_posterior).sum((1, 2, 3))
+            weights.append(weight)
+        return torch.stack(weights)
 
     def encode(
         self,
         images: Tensor,
         layers: int | None = None,
         mode: Literal["sample", "mean"] = "sample",
-        temperature: float | Sequence[float] = 1.0,
+        temperature: Temperature = 1.0,
         generator: torch.Generator | None = None,
     ) -> list[Latent]:
         """The latents of `images`, top-down: z and the parameters of q and p for each of the first `layers` layers.
 
         Args:
             images: uint8 `[B, C, H, W]`.
-            layers: how many layers, from the top; all of them if None.
+            layers: how many layers, from the top (see `layers_up_to`); all of them if None.
             mode: draw z from the posterior, or take its mean (each layer given the means of those above).
-            temperature: factor on the posteriors' standard deviations, or one per layer.
+            temperature: on the posteriors; one number per layer means those `layers` layers.
             generator: source of the noise.
 
         Raises:
             ValueError: images, `layers`, `mode` or `temperature` not as above.
         """
-        layers = self.num_layers if layers is None else layers
-        if not 1 <= layers <= self.num_layers:
-            raise ValueError(f"layers must be from 1 to {self.num_layers}, not {layers}")
         if mode not in ("sample", "mean"):
             raise ValueError(f"mode must be 'sample' or 'mean', not {mode!r}")
-        temperatures = self._temperatures(0.0 if mode == "mean" else temperature)
+        layers = arguments.check_layers(layers, self.num_layers)
+        temperatures = arguments.per_layer(0.0 if mode == "mean" else temperature, self.resolutions[:layers])
+        images = self._checked(images)
         sources: list[Source] = ["posterior"] * layers
-        activations = self._activations(images)
-        _, latents = self.decoder.top_down(len(images), activations, sources, temperatures, generator)
+        _, latents = self.decoder.top_down(len(images), self._activations(images), sources, temperatures, generator)
         return latents
+
+    def top_down(
+        self,
+        images: Tensor | None,
+        sources: Sequence[Source | Latent | None] = (),
+        temperature: Temperature = 1.0,
+        num_images: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Pass:
+        """A pass in which every layer's z has the origin of one's choice.
+
+        Args:
+            images: uint8 `[B, C, H, W]`, for the posteriors; None if no layer needs one.
+            sources: top-down, `"posterior"`, `"prior"`, or z itself, `[B, zdim, r, r]` (of a `Latent`, its z). Absent
+                and None layers come from the prior.
+            temperature: on the distribution that each layer is drawn from.
+            num_images: B, needed where neither images nor a z tell.
+            generator: source of the noise.
+
+        Raises:
+            ValueError: arguments not as above.
+        """
+        chosen = arguments.per_layer_sources(sources, self.latent_shapes, self.device)
+        activations = None
+        if images is not None:
+            images = self._checked(images)
+            activations = self._activations(images)
+            if num_images not in (None, len(images)):
+                raise ValueError(f"num_images is {num_images}, but there are {len(images)} images")
+            num_images = len(images)
+        elif any(source == "posterior" for source in chosen if isinstance(source, str)):
+            raise ValueError("a layer is to come from the posterior, which needs images")
+        num_images = arguments.batch_size(chosen, self.latent_shapes, num_images)
+        return self._run(num_images, activations, chosen, self._temperatures(temperature), generator)
 
     def mixture(
         self,
-        latents: Sequence[Tensor | None] = (),
-        temperature: float | Sequence[float] = 1.0,
+        latents: Sequence[Tensor | Latent | None] = (),
+        temperature: Temperature = 1.0,
         num_images: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Mixture:
         """p(x|z) for the given latents; arguments as for `decode`."""
-        if len(latents) > self.num_layers:
-            raise ValueError(f"got latents for {len(latents)} layers; the model has {self.num_layers}")
-        num_images = self._num_images(latents, num_images)
-        sources: list[Source] = ["prior" if z is None else z for z in latents]
-        sources += ["prior"] * (self.num_layers - len(sources))
-        x, _ = self.decoder.top_down(num_images, None, sources, self._temperatures(temperature), generator)
-        return self._mixture(x)
+        return self.top_down(None, latents, temperature, num_images, generator).mixture
 
     def decode(
         self,
-        latents: Sequence[Tensor | None] = (),
-        temperature: float | Sequence[float] = 1.0,
+        latents: Sequence[Tensor | Latent | None] = (),
+        temperature: Temperature = 1.0,
         output: Literal["sample", "mean"] = "sample",
         num_images: int | None = None,
         generator: torch.Generator | None = None,
@@ -143,7 +225,7 @@ class VDVAE(nn.Module):
 
         Args:
             latents: z of the layers, top-down, each `[B, zdim, r, r]`; absent or None layers come from the prior.
-            temperature: factor on the priors' standard deviations, or one per layer; 0 takes the mean.
+            temperature: on the priors of those.
             output: `sample` draws uint8 pixels from the mixture, `mean` returns its mean, floats on 0..255 that
                 gradients flow through.
             num_images: B, needed where no latent is given.
@@ -153,7 +235,7 @@ class VDVAE(nn.Module):
             `[B, C, H, W]`.
 
         Raises:
-            ValueError: latents of a wrong shape or number, a wrong temperature or output.
+            ValueError: latents of a wrong shape or number or not finite, a wrong temperature or output.
         """
         if output not in ("sample", "mean"):
             raise ValueError(f"output must be 'sample' or 'mean', not {output!r}")
@@ -163,51 +245,72 @@ class VDVAE(nn.Module):
     def sample(
         self,
         num_images: int,
-        temperature: float | Sequence[float] = 1.0,
+        temperature: Temperature = 1.0,
         output: Literal["sample", "mean"] = "sample",
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """New images, every layer from its prior: `decode` without latents."""
         return self.decode((), temperature, output, num_images, generator)
 
+    def flatten(self, latents: Sequence[Tensor | Latent]) -> Tensor:
+        """The latents of the first layers as one row per image, `[B, N]`, in fp32: layer by layer from the top, each
+        as channels, rows, columns. The first 31 layers of ImageNet-64 make the 91,168 numbers of the brain-decoding
+        literature.
+
+        Raises:
+            ValueError: latents of a wrong shape or number, or not finite.
+        """
+        given = arguments.per_layer_sources(latents, self.latent_shapes, self.device)[: len(latents)]
+        layers = [z for z in given if isinstance(z, Tensor)]
+        if not layers or len(layers) < len(given):
+            raise ValueError("flatten takes the z of the first layers, from the top, without gaps")
+        arguments.batch_size(layers, self.latent_shapes, None)
+        return torch.cat([z.flatten(1) for z in layers], 1)  # [B, N]
+
+    def unflatten(self, flat: Tensor) -> list[Tensor]:
+        """The inverse of `flatten`: z of as many layers as `[B, N]` holds, each `[B, zdim, r, r]`.
+
+        Raises:
+            ValueError: no number of layers has N numbers.
+        """
+        return arguments.split_flat(flat, self.latent_shapes)
+
+    def layers_up_to(self, resolution: int) -> int:
+        """How many layers from the top work at no more than `resolution` x `resolution`.
+
+        Raises:
+            ValueError: no layer has this resolution.
+        """
+        arguments.check_resolution(resolution, self.resolutions)
+        above = (i for i, r in enumerate(self.resolutions) if r > resolution)
+        return next(above, self.num_layers)
+
+    def _run(
+        self,
+        num_images: int,
+        activations: dict[int, Tensor] | None,
+        sources: Sequence[Source],
+        temperatures: Sequence[float],
+        generator: torch.Generator | None,
+    ) -> Pass:
+        x, latents = self.decoder.top_down(num_images, activations, sources, temperatures, generator)
+        parameters = self.decoder.mixture_parameters(x)
+        return Pass(latents, Mixture.from_parameters(parameters, self.config.image_channels, self.binning))
+
     def _activations(self, images: Tensor) -> dict[int, Tensor]:
-        """What the encoder makes of uint8 images, by resolution."""
-        c, size = self.config.image_channels, self.config.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (c, size, size):
-            dtype = str(images.dtype).removeprefix("torch.")
-            raise ValueError(f"images must be uint8 [B, {c}, {size}, {size}], not {dtype} {list(images.shape)}")
+        """What the encoder makes of checked images, by resolution."""
         return self.encoder((images.float() + self.config.input_shift) * self.config.input_scale)
 
-    def _mixture(self, x: Tensor) -> Mixture:
-        parameters = self.decoder.mixture_parameters(x)
-        return Mixture.from_parameters(parameters, self.config.image_channels, self.binning)
+    def _checked(self, images: Tensor) -> Tensor:
+        """Images on the model's device, if they are such as it takes."""
+        arguments.check_images(images, self.config)
+        return images.to(self.device)
 
-    def _temperatures(self, temperature: float | Sequence[float]) -> list[float]:
-        """One temperature per layer."""
-        if isinstance(temperature, (int, float)):
-            temperatures = [float(temperature)] * self.num_layers
-        else:
-            temperatures = [float(t) for t in temperature]
-        if len(temperatures) != self.num_layers:
-            raise ValueError(
-                f"got {len(temperatures)} temperatures for {self.num_layers} layers; give one, or one each"
-            )
-        if not all(0 <= t < float("inf") for t in temperatures):
-            raise ValueError(
-                f"temperatures must be finite and not negative: {min(temperatures)} to {max(temperatures)}"
-            )
-        return temperatures
+    def _from_posterior(self, layers: int | None) -> list[Source]:
+        """The first layers from the posterior, the others from the prior."""
+        layers = arguments.check_layers(layers, self.num_layers)
+        sources: list[Source] = ["posterior"] * layers
+        return sources + ["prior"] * (self.num_layers - layers)
 
-    def _num_images(self, latents: Sequence[Tensor | None], num_images: int | None) -> int:
-        """The batch size that latents and `num_images` agree on."""
-        for i, (z, shape) in enumerate(zip(latents, self.decoder.latent_shapes, strict=False)):
-            if z is None:
-                continue
-            num_images = len(z) if num_images is None else num_images
-            if z.shape != (num_images, *shape):
-                raise ValueError(
-                    f"latent {i} must be [{num_images}, {', '.join(map(str, shape))}], not {list(z.shape)}"
-                )
-        if num_images is None:
-            raise ValueError("no latent says how many images to make; pass num_images")
-        return num_images
+    def _temperatures(self, temperature: Temperature) -> list[float]:
+        return arguments.per_layer(temperature, self.resolutions)
