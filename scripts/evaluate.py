@@ -12,7 +12,7 @@ from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.precision import set_matmul_precision
-from vdvae.pretrained import find_checkpoint, model_from
+from vdvae.pretrained import find_pretrained
 from vdvae.results import write_result
 
 
@@ -30,13 +30,14 @@ def main() -> None:
         args = parser.parse_args()
         if args.batch_size is not None and args.batch_size < 1:
             raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-        found = find_checkpoint(args.run)
-        splits = load_splits(found.config.data, found.config.model)
+        found = find_pretrained(args.run, weights=args.weights)
+        config = found.config()
+        splits = load_splits(config.data, config.model)
         device = distributed.pick_device(args.device)
     world = distributed.start(device)
     set_matmul_precision("fp32")
-    model = model_from(found, world.device, args.weights)
-    batch_size = args.batch_size or found.config.train.eval_batch
+    model = found.model(world.device)
+    batch_size = args.batch_size or config.train.eval_batch
     split = getattr(splits, args.split)
     with exit_on_bad_image():
         nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vdvae import distributed
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.images import sample_grid, save_png
 from vdvae.precision import set_matmul_precision
@@ -31,7 +30,7 @@ def main() -> None:
             raise UserError(f"--out must end in .png, not {args.out}")
         if args.columns < 1:
             raise UserError(f"--columns must be at least 1, not {args.columns}")
-        model = load_pretrained(args.run, distributed.pick_device(args.device), args.weights)
+        model = load_pretrained(args.run, args.device, weights=args.weights)
         save_png(sample_grid(model, args.temperatures, args.columns, args.seed), args.out)
     print(args.out)
 

@@ -62,7 +62,10 @@ def test_bad_input(arguments: list[object], said: str, run: Path, command: Comma
 def test_nothing_there(script: str, command: Command, tmp_path: Path) -> None:
     result = command(script, "nowhere")
     assert result.returncode == 2
-    assert result.stderr == "error: there is nothing at nowhere; give a run directory or a checkpoint\n"
+    assert (
+        result.stderr
+        == "error: there is nothing at nowhere; give a run directory, a checkpoint or a released .th file\n"
+    )
     (tmp_path / "empty").mkdir()
     assert "has no checkpoints/step-*.pt" in command(script, "empty").stderr
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]

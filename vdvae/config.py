@@ -45,16 +45,20 @@ def load_config(hps: str, overrides: list[str]) -> Config:
         UserError: one line naming the key, where it was read and, for a misspelling, the nearest valid name.
         ValueError: the values do not describe a model, data set or run.
     """
-    values: Values = {section: {} for section in SECTIONS}
-    for name in hps.split(","):
-        _merge(values, _read_preset(name.strip()))
+    values = _read_presets(hps)
     for override in overrides:
         key, equals, value = override.partition("=")
         section, dot, name = key.partition(".")
         if not (equals and dot):
             raise UserError(f"command line: {override!r} is not of the form section.key=value")
         _merge(values, _checked({section: {name: value}}, "command line"))
-    return _build(values, hps)
+    return Config(**{section: _build(section, values, hps) for section in SECTIONS})
+
+
+def load_model_config(hps: str) -> ModelConfig:
+    """Reads the model of presets, whose other sections may be incomplete; otherwise as `load_config`."""
+    config: ModelConfig = _build("model", _read_presets(hps), hps)
+    return config
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -71,13 +75,25 @@ def from_dict(values: Values, source: str) -> Config:
     """The inverse of `to_dict`, checked like a preset; `source` is named in messages."""
     checked: Values = {section: {} for section in SECTIONS}
     _merge(checked, _checked(values, source))
-    return _build(checked, source)
+    return Config(**{section: _build(section, checked, source) for section in SECTIONS})
 
 
 def differing_keys(a: Config, b: Config) -> list[str]:
     """`section.key` of every value in which two configurations differ."""
-    one, other = to_dict(a), to_dict(b)
-    return [f"{s}.{key}" for s in SECTIONS for key in one[s] if one[s][key] != other[s][key]]
+    return [f"{s}.{key}" for s in SECTIONS for key in differing_fields(getattr(a, s), getattr(b, s))]
+
+
+def differing_fields(a: Any, b: Any) -> list[str]:
+    """The names of the fields in which two dataclasses of one type differ."""
+    names = [field.name for field in dataclasses.fields(a)]
+    return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def _read_presets(hps: str) -> Values:
+    values: Values = {section: {} for section in SECTIONS}
+    for name in hps.split(","):
+        _merge(values, _read_preset(name.strip()))
+    return values
 
 
 def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
@@ -159,11 +175,9 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
     raise UserError(f"{where} must be {kind}, not {value!r}")
 
 
-def _build(values: Values, source: str) -> Config:
-    built = {}
-    for section, owner in SECTIONS.items():
-        for field in dataclasses.fields(owner):
-            if field.default is dataclasses.MISSING and field.name not in values[section]:
-                raise UserError(f"{source}: {section}.{field.name} is not set, and it has no default")
-        built[section] = owner(**values[section])
-    return Config(**built)
+def _build(section: str, values: Values, source: str) -> Any:
+    owner = SECTIONS[section]
+    for field in dataclasses.fields(owner):
+        if field.default is dataclasses.MISSING and field.name not in values[section]:
+            raise UserError(f"{source}: {section}.{field.name} is not set, and it has no default")
+    return owner(**values[section])

@@ -9,9 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
-from vdvae import VDVAE, ModelConfig
+import vdvae
+from vdvae import VDVAE
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = [("a_32px_8bit", "exact"), ("a_32px_8bit", "released"), ("b_32px_5bit_widths", "released")]
@@ -30,20 +32,22 @@ class Case(NamedTuple):
 
 
 @pytest.fixture(params=CASES, ids="-".join)
-def case(request: pytest.FixtureRequest) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    """Loaded from files as the original implementation wrote them, with the model's settings in a YAML file."""
     name, binning = request.param
     with np.load(GOLDEN / f"{name}.npz") as file:
         arrays = dict(file)
-    config = ModelConfig(
+    settings = {
         **json.loads(str(arrays["hparams"])),
-        bits=int(arrays["bits"]),
-        binning=binning,
-        input_shift=float(arrays["shift"]),
-        input_scale=float(arrays["scale"]),
-    )
-    model = VDVAE(config)
+        "bits": int(arrays["bits"]),
+        "binning": binning,
+        "input_shift": float(arrays["shift"]),
+        "input_scale": float(arrays["scale"]),
+    }
+    (tmp_path / "golden.yaml").write_text(yaml.safe_dump({"model": settings}))
     weights = {k.removeprefix("weights/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weights/")}
-    model.load_state_dict(weights, strict=True)
+    torch.save(weights, tmp_path / "golden-iter-1-model-ema.th")
+    model = vdvae.load_pretrained(tmp_path / "golden-iter-1-model-ema.th", hps=tmp_path / "golden.yaml")
     return Case(arrays, model, torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2))
 
 

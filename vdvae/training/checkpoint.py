@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 
 from vdvae.config import Config, from_dict, to_dict
 from vdvae.errors import UserError
+from vdvae.safe_load import read_torch_file
 
 FORMAT = 1
 
@@ -54,24 +54,25 @@ def read(path: Path) -> Checkpoint:
     """
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}")
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is damaged or no checkpoint: its end is missing")
-    try:
-        return _interpret(path, torch.load(path, map_location="cpu", weights_only=True))
-    except UserError:
-        raise
-    except Exception as error:  # damaged bytes make unpickling fail in any way there is
-        reason = [type(error).__name__, *str(error).splitlines()[:1]]
-        raise UserError(f"{path} is damaged or no checkpoint: {': '.join(reason)}") from error
+    return interpret(path, read_torch_file(path))
 
 
-def _interpret(path: Path, content: Any) -> Checkpoint:
-    if not isinstance(content, dict) or "format" not in content:
+def is_checkpoint(content: Any) -> bool:
+    """Whether a file of torch.save that holds this is one of ours."""
+    return isinstance(content, dict) and "format" in content
+
+
+def interpret(path: Path, content: Any) -> Checkpoint:
+    """The checkpoint that a file held; errors as for `read`."""
+    if not is_checkpoint(content):
         raise UserError(f"{path} is not a checkpoint of this project")
     version = content.pop("format")
     if version != FORMAT:
         raise UserError(f"{path} has checkpoint format {version}; this version reads format {FORMAT}")
-    step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
+    try:
+        step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
+    except Exception as error:  # damaged bytes can make any values of these
+        raise UserError(f"{path} is damaged: {type(error).__name__}, {error}") from error
     return Checkpoint(path, step, config, content)
 
 
