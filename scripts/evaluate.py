@@ -1,61 +1,111 @@
-"""Measures the exact NLL of a run or a checkpoint.
+"""Measures the exact NLL of a run, a checkpoint or released weights.
 
 python scripts/evaluate.py runs/fashion
+python scripts/evaluate.py imagenet64-iter-1600000-model-ema.th data.root=/scratch/data
+python scripts/evaluate.py runs/fashion --importance_samples 100 --prior_layers 3
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vdvae import distributed
+from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae.config import override_section
 from vdvae.data.splits import load_splits
-from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
-from vdvae.evaluation.nll import evaluate
+from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.evaluation.nll import NLL, evaluate, evaluate_importance_weighted
 from vdvae.precision import set_matmul_precision
-from vdvae.pretrained import find_pretrained
+from vdvae.released import release_of
 from vdvae.results import write_result
 
 
 def main() -> None:
     """Prints a table, and writes it as JSON where asked to."""
-    parser = CommandLine(description="Exact NLL of a run directory or a checkpoint, in fp32.")
-    parser.add_argument("run", help="run directory or checkpoint")
+    parser = ModelCommandLine(description="Exact NLL, in fp32: every image of a split once.")
     parser.add_argument("--split", choices=("test", "valid", "train"), default="test")
-    parser.add_argument("--weights", choices=("ema", "model"), default="ema")
-    parser.add_argument("--batch_size", type=int, help="default: train.eval_batch of the run")
-    parser.add_argument("--seed", type=int, default=0, help="of the posterior samples")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch_size", type=int, help="images at once; default: train.eval_batch")
+    parser.add_argument(
+        "--importance_samples", type=int, metavar="K", help="also the tighter bound from K samples per image"
+    )
+    parser.add_argument(
+        "--prior_layers",
+        type=int,
+        metavar="K",
+        help="also the bound with the lowest K layers, nearest to the image, from the prior (out-of-distribution)",
+    )
+    parser.add_argument("--binning", choices=("exact", "released"), help="of the likelihood; default: the model's own")
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="e.g. data.root=/scratch/data")
     with exit_on_user_error():
-        args = parser.parse_args()
-        if args.batch_size is not None and args.batch_size < 1:
-            raise UserError(f"--batch_size must be at least 1, not {args.batch_size}")
-        found = find_pretrained(args.run, weights=args.weights)
+        args = parser.parse_intermixed_args()
+        check_at_least_one(args, "batch_size", "importance_samples", "prior_layers")
+        found = find_model(args)
+        if args.binning:
+            found = replace(found, model_config=replace(found.model_config, binning=args.binning))
+        num_layers = len(found.model_config.decoder_specs)
+        if args.prior_layers and args.prior_layers >= num_layers:
+            raise UserError(f"--prior_layers must be below the model's {num_layers} layers, not {args.prior_layers}")
         config = found.config()
-        splits = load_splits(config.data, config.model)
+        splits = load_splits(override_section(config.data, "data", args.overrides), found.model_config)
         device = distributed.pick_device(args.device)
     world = distributed.start(device)
     set_matmul_precision("fp32")
     model = found.model(world.device)
     batch_size = args.batch_size or config.train.eval_batch
     split = getattr(splits, args.split)
+    weighted = partial = None
     with exit_on_bad_image():
         nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
+        if args.importance_samples:
+            weighted = evaluate_importance_weighted(
+                model, split, batch_size, world, args.importance_samples, args.seed, show_progress=True
+            )
+        if args.prior_layers:
+            layers = num_layers - args.prior_layers
+            partial = evaluate(model, split, batch_size, world, args.seed, show_progress=True, layers=layers)
     distributed.stop()
     if not world.is_main:
         return
-    print(f"{found.path}, {args.weights} weights, {splits.manifest}, {args.split} images")
+    which = f"{found.weights} weights" if found.weights else f"weights of {found.hps}"
+    print(f"{found.path}, {which}, {splits.manifest}, {args.split} images")
+    tell(nll, model.config.binning)
+    if weighted:
+        print(f"importance-weighted, {weighted.samples} samples per image")
+        print(f"bits/dim        {weighted.bits_per_dim:.4f} +- {weighted.standard_error:.4f}")
+    if partial:
+        print(f"the lowest {args.prior_layers} of {num_layers} layers from the prior")
+        print(f"bits/dim        {partial.bits_per_dim:.4f} +- {partial.standard_error:.4f}")
+    published = release_of(found.path)
+    if published:
+        print(f"published       {published[0].published}, test images")
+    if args.json:
+        about = {"checkpoint": str(found.path), "step": found.step, **splits.manifest.facts()}
+        about |= {"split": args.split, "weights": found.weights, "batch_size": batch_size, "seed": args.seed}
+        about["binning"] = model.config.binning
+        figures: dict[str, Any] = nll._asdict()
+        if weighted:
+            figures["importance_weighted"] = weighted._asdict()
+        if partial:
+            figures["lowest_layers_from_the_prior"] = {"prior_layers": args.prior_layers, **partial._asdict()}
+        write_result(args.json, device, about, figures)
+
+
+def tell(nll: NLL, binning: str) -> None:
+    """The ELBO and its parts; under both binnings where they differ."""
     print(f"bits/dim        {nll.bits_per_dim:.4f} +- {nll.standard_error:.4f} (standard error)")
+    if len(nll.bits_per_dim_by_binning) > 1:
+        for name, bits_per_dim in nll.bits_per_dim_by_binning.items():
+            note = ", the one above" if name == binning else ""
+            print(f"  {name:9}     {bits_per_dim:.4f} (binning {name}{note})")
     print(f"nats/dim        {nll.nats_per_dim:.4f}")
     print(f"distortion      {nll.distortion:.4f} bits/dim")
     print(f"rate            {nll.rate:.4f} bits/dim")
     for resolution, rate in nll.rate_per_resolution.items():
         print(f"  at {resolution:4}x{resolution:<4}  {rate:.4f}")
     print(f"images          {nll.num_images:,}")
-    if args.json:
-        about = {"checkpoint": str(found.path), "step": found.step, **splits.manifest.facts()}
-        about |= {"split": args.split, "weights": args.weights, "batch_size": batch_size, "seed": args.seed}
-        write_result(args.json, device, about, nll._asdict())
 
 
 if __name__ == "__main__":

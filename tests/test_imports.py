@@ -9,12 +9,13 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {"distributed", "errors", "noise", "precision", "safe_load"}
+LEAVES = {"distributed", "errors", "noise", "npz", "precision", "safe_load"}
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
+    "command_line": {"pretrained", "data", "model", *LEAVES},
     "config": {"data", "training", "model", *LEAVES},
-    "training": {"training", "config", "model", *LEAVES},
+    "training": {"training", "released", "config", "model", *LEAVES},
     "evaluation": {"evaluation", "data", "model", *LEAVES},
     "fragment": {"config", "data", "model", *LEAVES},
     "pretrained": {"released", "training", "config", "model", *LEAVES},
@@ -23,6 +24,7 @@ MAY_IMPORT = {
     "distributed": set(),
     "errors": {"distributed"},
     "noise": set(),
+    "npz": {"errors"},
     "results": {"distributed"},
     "precision": set(),
     "__init__": {"model", "pretrained"},

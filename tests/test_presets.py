@@ -32,6 +32,14 @@ def test_size_of_the_model(name: str) -> None:
     assert (sum(p.numel() for p in model.parameters()), model.num_layers, variables) == COUNTS[name]
 
 
+def test_the_first_31_layers_of_imagenet64_are_the_numbers_of_the_brain_decoding_literature() -> None:
+    with torch.device("meta"):
+        model = VDVAE(load_config("imagenet64", []).model)
+    z = [torch.zeros(1, *shape, device="meta") for shape in model.latent_shapes[:31]]
+    assert sum(latent.numel() for latent in z) == 91_168
+    assert model.resolutions[:31] == [1] * 2 + [4] * 4 + [8] * 8 + [16] * 16 + [32]
+
+
 @pytest.mark.parametrize("name", TABLE_4)
 def test_optimisation_of_table_4(name: str) -> None:
     train = load_config(name, []).train

@@ -47,11 +47,7 @@ def load_config(hps: str, overrides: list[str]) -> Config:
     """
     values = _read_presets(hps)
     for override in overrides:
-        key, equals, value = override.partition("=")
-        section, dot, name = key.partition(".")
-        if not (equals and dot):
-            raise UserError(f"command line: {override!r} is not of the form section.key=value")
-        _merge(values, _checked({section: {name: value}}, "command line"))
+        _merge(values, _override(override))
     return Config(**{section: _build(section, values, hps) for section in SECTIONS})
 
 
@@ -59,6 +55,20 @@ def load_model_config(hps: str) -> ModelConfig:
     """Reads the model of presets, whose other sections may be incomplete; otherwise as `load_config`."""
     config: ModelConfig = _build("model", _read_presets(hps), hps)
     return config
+
+
+def override_section(section: Any, name: str, overrides: list[str]) -> Any:
+    """One section of a configuration with settings from the command line, `name.key=value`, which may be of no other.
+
+    Raises:
+        UserError: as for `load_config`, or a setting of another section.
+    """
+    for override in overrides:
+        values = _override(override)
+        if name not in values:
+            raise UserError(f"command line: {override!r} cannot be set here; only {name}.key=value can")
+        section = dataclasses.replace(section, **values[name])
+    return section
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -87,6 +97,14 @@ def differing_fields(a: Any, b: Any) -> list[str]:
     """The names of the fields in which two dataclasses of one type differ."""
     names = [field.name for field in dataclasses.fields(a)]
     return [name for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def _override(text: str) -> Values:
+    key, equals, value = text.partition("=")
+    section, dot, name = key.partition(".")
+    if not (equals and dot):
+        raise UserError(f"command line: {text!r} is not of the form section.key=value")
+    return _checked({section: {name: value}}, "command line")
 
 
 def _read_presets(hps: str) -> Values:

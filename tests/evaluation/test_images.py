@@ -10,7 +10,7 @@ import torch
 
 from vdvae import VDVAE
 from vdvae.config import Config
-from vdvae.evaluation.images import grid, reconstruction_grid, sample_grid, save_png
+from vdvae.evaluation.images import grid, interpolation, reconstruction_grid, sample_grid, save_gif, save_png
 
 
 def test_grid_places_rows_and_columns_and_enlarges_small_images() -> None:
@@ -36,6 +36,31 @@ def test_reconstructions_start_with_the_originals(tiny: Config) -> None:
     picture = reconstruction_grid(VDVAE(tiny.model), images)
     assert picture.shape == ((1 + 3) * 58 + 2, 2 * 58 + 2, 1)  # originals, then up to 1, 7 and 28 pixels
     assert np.array_equal(picture[2:58:2, 2:58:2, 0], images[0, 0].numpy())
+
+
+def test_interpolation_ends_where_the_images_are(tiny: Config) -> None:
+    """The ends are the decoded posterior means, and the frames between differ."""
+    torch.manual_seed(0)
+    model = VDVAE(tiny.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
+    frames = interpolation(model, images, 5, layers=2, temperature=0.0)
+    assert frames.shape == (5, 1, 28, 28)
+    latents = model.encode(images, layers=2, mode="mean")
+    for frame, i in ((frames[:1], slice(0, 1)), (frames[-1:], slice(1, 2))):
+        end = model.decode([latent.z[i] for latent in latents], 0.0, output="mean")
+        torch.testing.assert_close(frame.float(), end.round(), rtol=0, atol=1)
+    assert len({frame.numpy().tobytes() for frame in frames}) > 2
+
+
+def test_save_gif(tmp_path: Path) -> None:
+    pictures = [np.full((8, 8, 1), 60 * i, np.uint8) for i in range(4)]
+    save_gif(pictures, tmp_path / "new/a.gif")
+    frames = iio.imread(tmp_path / "new/a.gif")
+    assert frames.shape[:3] == (4, 8, 8)
+    assert [int(frame.flat[0]) for frame in frames] == [0, 60, 120, 180]
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.gif"]
 
 
 def test_save_png(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from vdvae.config import Config
 from vdvae.data.splits import Split
 from vdvae.data.storage import Pixels
 from vdvae.distributed import World
-from vdvae.evaluation.nll import evaluate
+from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
 from vdvae.evaluation.png import png_bits_per_dim
 from vdvae.noise import Purpose, generator
 
@@ -58,3 +58,60 @@ def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(spli
     assert (noise > 8, taken) == (True, 5)
     black, taken = png_bits_per_dim(replace(split, storage=Pixels(np.zeros((7, 28, 28, 1), np.uint8))), most=3)
     assert (black < 1, taken) == (True, 3)
+
+
+@pytest.fixture
+def far_posterior(tiny: Config) -> VDVAE:
+    """A model whose rate is large, so that bounds differ."""
+    torch.manual_seed(0)
+    model = VDVAE(tiny.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def test_importance_weighting_is_tighter_the_more_samples(far_posterior: VDVAE, split: Split) -> None:
+    """One sample has no advantage; the more, the nearer to the NLL, by more than the noise."""
+    elbo = evaluate(far_posterior, split, 2, ALONE)
+    few, many = (evaluate_importance_weighted(far_posterior, split, 2, ALONE, samples) for samples in (5, 100))
+    assert elbo.bits_per_dim - 0.001 > few.bits_per_dim
+    assert few.bits_per_dim - 0.001 > many.bits_per_dim
+    assert (few.samples, many.samples) == (5, 100)
+    assert 0 < many.standard_error < 1
+
+
+def test_importance_weighting_against_a_plain_loop(far_posterior: VDVAE, split: Split) -> None:
+    """The first sample is that of the ELBO; the others follow from the same generator."""
+    images = torch.from_numpy(split.read(np.arange(5))).permute(0, 3, 1, 2)
+    noise = generator(ALONE.device, 0, Purpose.EVALUATION, 0)
+    with torch.no_grad():
+        weights = torch.cat([far_posterior.log_weights(images, 1, noise) for _ in range(3)]).double()
+    expected = (math.log(3) - weights.logsumexp(0)) / far_posterior.config.dims / math.log(2)
+    weighted = evaluate_importance_weighted(far_posterior, split, 5, ALONE, 3)
+    assert weighted.bits_per_dim == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert weighted.standard_error == pytest.approx(expected.std().item() / math.sqrt(5), rel=1e-5)
+
+
+def test_the_bound_with_the_lowest_layers_from_the_prior(far_posterior: VDVAE, split: Split) -> None:
+    """No rate where nothing comes from the posterior; the upper layers' rate is that of the ELBO."""
+    elbo = evaluate(far_posterior, split, 5, ALONE)
+    bound = evaluate(far_posterior, split, 5, ALONE, layers=2)
+    assert bound.rate_per_resolution[28] == 0
+    assert bound.rate_per_resolution[1] == elbo.rate_per_resolution[1]
+    assert bound.rate_per_resolution[7] == elbo.rate_per_resolution[7]
+    assert bound.distortion != elbo.distortion
+
+
+def test_five_bits_are_measured_under_both_binnings(tiny: Config, split: Split) -> None:
+    """As two models that are configured so; eight bits under their own alone."""
+    for binning in ("exact", "released"):
+        config = replace(tiny.model, bits=5, binning=binning)
+        torch.manual_seed(0)
+        nll = evaluate(VDVAE(config), split, 5, ALONE)
+        assert nll.bits_per_dim_by_binning[binning] == pytest.approx(nll.bits_per_dim, rel=1e-12)
+        if binning == "exact":
+            both = nll.bits_per_dim_by_binning
+    assert nll.bits_per_dim_by_binning == pytest.approx(both, rel=1e-9)
+    assert abs(both["exact"] - both["released"]) > 1e-4
+    eight = evaluate(VDVAE(tiny.model), split, 5, ALONE)
+    assert eight.bits_per_dim_by_binning == {"exact": eight.bits_per_dim}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
-from vdvae import VDVAE
+from vdvae import VDVAE, ModelConfig
 from vdvae.config import Config
 
 
@@ -141,7 +142,11 @@ def test_widths_by_resolution(tiny: Config, images: Tensor) -> None:
     [
         (torch.zeros(2, 1, 28, 28), r"images must be uint8 \[B, 1, 28, 28\], not float32 \[2, 1, 28, 28\]"),
         (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), r"not uint8 \[2, 3, 28, 28\]"),
-        (torch.zeros(2, 28, 28, 1, dtype=torch.uint8), r"not uint8 \[2, 28, 28, 1\]"),
+        (torch.zeros(2, 28, 28, 1, dtype=torch.uint8), r"not uint8 \[2, 28, 28, 1\]; images.permute\(0, 3, 1, 2\)"),
+        (torch.zeros(1, 28, 28, dtype=torch.uint8), r"not uint8 \[1, 28, 28\]; images\[None\] makes a batch of one"),
+        (torch.rand(2, 1, 28, 28), r"of images on 0..1 take \(images \* 255\).round\(\)"),
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), r"not uint8 \[2, 1, 32, 32\]"),
+        (torch.zeros(2, 1, 28, 28).numpy(), "must be a uint8 tensor, not ndarray"),
     ],
 )
 def test_refuses_images(model: VDVAE, images: Tensor, said: str) -> None:
@@ -165,3 +170,186 @@ def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
         model.sample(1, output="mode")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layers must be from 1 to 3, not 4"):
         model.encode(images, layers=4)
+    with pytest.raises(ValueError, match="layers must be from 1 to 3, not 0"):
+        model(images, layers=0)
+    with pytest.raises(ValueError, match="latents must be finite"):
+        model.decode([z[0], z[1] * torch.nan])
+    with pytest.raises(ValueError, match="latents must be finite"):
+        model.flatten([z[0] / 0])
+    with pytest.raises(ValueError, match="latent 0 must hold floats, not int64"):
+        model.decode([z[0].long()])
+    with pytest.raises(ValueError, match=r"list with a tensor per layer; model\.unflatten"):
+        model.decode(model.flatten(z))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="num_images must be at least 1, not 0"):
+        model.sample(0)
+    with pytest.raises(ValueError, match="which needs images"):
+        model.top_down(None, ["posterior"])
+    with pytest.raises(ValueError, match="source of layer 0 must be 'posterior', 'prior' or a tensor, not 'q'"):
+        model.top_down(images, ["q"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="num_images is 2, but there are 3 images"):
+        model.top_down(images, num_images=2)
+    with pytest.raises(ValueError, match="samples must be at least 1, not 0"):
+        model.log_weights(images, 0)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "said"),
+    [
+        ([0.5, math.nan, 0.5], "finite and not negative"),
+        (math.inf, "finite and not negative"),
+        ({1: 1.0, 14: 0.5}, "no layer has resolution 14; there are 1, 7, 28"),
+        ({7: 1.0}, "must begin with that of the lowest one, 1"),
+        (None, "must be a number, one per layer, or by resolution, not NoneType"),
+    ],
+)
+def test_refuses_temperatures(model: VDVAE, temperature: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        model.sample(1, temperature)
+
+
+def test_temperatures_by_resolution_and_per_layer(model: VDVAE) -> None:
+    """Each from its resolution on; the layers are at 1, 7 and 28."""
+    expected = model.sample(2, [0.9, 0.9, 0.3], generator=seeded())
+    assert torch.equal(model.sample(2, {1: 0.9, 28: 0.3}, generator=seeded()), expected)
+    assert torch.equal(model.sample(2, torch.tensor([0.9, 0.9, 0.3]).tolist(), generator=seeded()), expected)
+    same = model.sample(2, 0.9, generator=seeded())
+    scalar: Any = torch.tensor(0.9, dtype=torch.float64)
+    assert torch.equal(model.sample(2, scalar, generator=seeded()), same)
+
+
+def test_posterior_temperatures_of_the_layers_that_are_encoded(model: VDVAE, images: Tensor) -> None:
+    z = model.encode(images, layers=2, temperature=[0.0, 1.0], generator=seeded())
+    assert z[0].posterior is not None
+    assert z[1].posterior is not None
+    assert torch.equal(z[0].z, z[0].posterior.mean)
+    assert not torch.equal(z[1].z, z[1].posterior.mean)
+    with pytest.raises(ValueError, match="got 3 temperatures for 2 layers"):
+        model.encode(images, layers=2, temperature=[1.0, 1.0, 1.0])
+
+
+def test_each_layer_from_where_one_says(model: VDVAE, images: Tensor) -> None:
+    """Given, then prior, then posterior: as the layers say of themselves."""
+    given = torch.randn(3, *model.latent_shapes[0], generator=seeded(3))
+    run = model.top_down(images, [given, "prior", "posterior"], temperature=0.0)
+    first, second, third = run.latents
+    assert torch.equal(first.z, given)
+    assert torch.equal(second.z, second.prior.mean)
+    assert second.posterior is None
+    assert first.posterior is not None
+    assert third.posterior is not None
+    assert torch.equal(third.z, third.posterior.mean)
+    torch.testing.assert_close(run.mixture.mean(), model.decode([given, None, third], 0.0, output="mean"))
+    with pytest.raises(ValueError, match="no posterior: no image was given, or z came from the prior"):
+        _ = second.kl
+
+
+def test_fewer_layers_from_the_posterior_have_the_rate_of_those(model: VDVAE, images: Tensor) -> None:
+    """L^{>1}: the upper two layers as in the ELBO, the lowest from the prior, at no rate."""
+    whole, upper = model(images, seeded()), model(images, seeded(), layers=2)
+    assert torch.equal(upper.layer_rate[:, :2], whole.layer_rate[:, :2])
+    assert torch.equal(upper.layer_rate[:, 2], torch.zeros(3))
+    latents = model.encode(images, generator=seeded())[:2]
+    noise = seeded()
+    for shape in model.latent_shapes[:2]:
+        torch.randn(3, *shape, generator=noise)
+    distortion = -model.mixture(latents, generator=noise).log_prob(images) / model.config.dims
+    torch.testing.assert_close(upper.distortion, distortion)
+
+
+def test_log_densities(model: VDVAE, images: Tensor) -> None:
+    for latent in model.encode(images):
+        assert latent.posterior is not None
+        for distribution, log_density in ((latent.prior, latent.log_prior), (latent.posterior, latent.log_posterior)):
+            expected = torch.distributions.Normal(distribution.mean, distribution.log_std.exp()).log_prob(latent.z)
+            torch.testing.assert_close(log_density, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_reach_all_that_a_density_depends_on(model: VDVAE, images: Tensor) -> None:
+    """log p(z_3 | z_1, z_2) moves z_1; the KL of a layer moves the encoder's first weights."""
+    z = [latent.z.detach().requires_grad_() for latent in model.encode(images)]
+    model.top_down(None, z).latents[2].log_prior.sum().backward()
+    assert all(layer.grad is not None and layer.grad.abs().sum() > 0 for layer in z)
+    model.encode(images)[2].kl.sum().backward()
+    weight = model.encoder.in_conv.weight
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("mode", ["sample", "mean"])
+def test_flattening_and_back_changes_nothing(
+    model: VDVAE, images: Tensor, layers: int, mode: Literal["sample", "mean"]
+) -> None:
+    """The decoded image is the same to the last bit."""
+    latents = model.encode(images, layers, mode, generator=seeded())
+    flat = model.flatten(latents)
+    assert flat.shape == (3, sum(math.prod(shape) for shape in model.latent_shapes[:layers]))
+    back = model.unflatten(flat)
+    assert all(torch.equal(a.z, b) for a, b in zip(latents, back, strict=True))
+    for output in ("sample", "mean"):
+        images_of = [
+            model.decode(given, 0.7, output, generator=seeded(1))
+            for given in (latents, [latent.z for latent in latents], back, [z.double() for z in back])
+        ]
+        assert all(torch.equal(images_of[0], other) for other in images_of[1:])
+
+
+def test_flat_latents_go_layer_by_layer_then_channels_rows_columns(model: VDVAE) -> None:
+    z = [torch.arange(2 * math.prod(shape)).view(2, *shape).float() + 10_000 * i for i, shape in enumerate(SHAPES)]
+    expected = torch.cat([layer.reshape(2, -1) for layer in z], 1)
+    assert torch.equal(model.flatten([layer.contiguous(memory_format=torch.channels_last) for layer in z]), expected)
+
+
+@pytest.mark.parametrize(
+    ("flat", "said"),
+    [
+        (torch.zeros(2, 101), "no number of layers has 101 latent variables; the first 2 have 100, all 3 have 1,668"),
+        (torch.zeros(100), r"flat latents must be a tensor \[B, N\], not \[100\]"),
+        ([1.0], r"must be a tensor \[B, N\], not list"),
+    ],
+)
+def test_refuses_flat_latents(model: VDVAE, flat: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        model.unflatten(flat)
+
+
+def test_flatten_wants_the_first_layers_without_gaps(model: VDVAE, images: Tensor) -> None:
+    z = [latent.z for latent in model.encode(images)]
+    for latents in ([], [z[0], None]):
+        with pytest.raises(ValueError, match="the first layers, from the top, without gaps"):
+            model.flatten(latents)  # type: ignore[arg-type]
+
+
+def test_layers_up_to_a_resolution(model: VDVAE) -> None:
+    assert [model.layers_up_to(r) for r in (1, 7, 28)] == [1, 2, 3]
+    with pytest.raises(ValueError, match="no layer has resolution 14; there are 1, 7, 28"):
+        model.layers_up_to(14)
+
+
+def test_importance_weights_lead_to_the_exact_likelihood() -> None:
+    """One latent variable and one sub-pixel: log p(x) by quadrature, and p(x) over all x sums to 1."""
+    torch.manual_seed(1)
+    config = ModelConfig("1x1", "1x1", 1, 8, image_channels=1, zdim=1, bottleneck_multiple=0.5, num_mixtures=2)
+    model = VDVAE(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    prior = model.top_down(None, num_images=1).latents[0].prior
+    z = prior.mean + prior.log_std.exp() * torch.linspace(-8, 8, 4001).view(-1, 1, 1, 1)
+    log_prior = prior.log_density(z).flatten()
+    step = (z[1] - z[0]).item()
+    values = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        mixture = model.mixture([z])
+        log_joint = torch.stack([mixture.log_prob(x.expand(4001, 1, 1, 1)) + log_prior for x in values])  # [256, z]
+        exact = log_joint.logsumexp(1) + math.log(step)  # [256]
+        assert exact.exp().sum().item() == pytest.approx(1, abs=1e-3)
+        images = values[[3, 100, 250]]
+        weights = model.log_weights(images, 20_000, seeded())
+        assert weights.shape == (20_000, 3)
+        estimate = weights.logsumexp(0) - math.log(20_000)
+        torch.testing.assert_close(estimate, exact[[3, 100, 250]], rtol=0, atol=0.05)
+        elbo = -torch.stack([model(images, seeded(i)).nats_per_dim for i in range(300)]).mean(0)
+        assert (elbo < estimate).all()
+
+
+SHAPES = [(2, 1, 1), (2, 7, 7), (2, 28, 28)]

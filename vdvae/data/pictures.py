@@ -107,6 +107,21 @@ def fit(pixels: NDArray[np.uint8], size: int, crop: bool, name: str) -> NDArray[
     return planes.round().clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()  # [size, size, C]
 
 
+def read_fitted(
+    source: Path | bytes, name: str, size: int, crop: bool, channels: int, background: int | None
+) -> NDArray[np.uint8]:
+    """Decodes an image and brings it to uint8 [size, size, channels]; gray ones get equal channels where 3 are wanted.
+
+    Raises:
+        UserError: damaged, of a kind that is not taken, not to be brought to that size, or in colour where 1 channel
+            is wanted.
+    """
+    pixels = fit(read_picture(source, name, background), size, crop, name)
+    if pixels.shape[-1] > channels:
+        raise UserError(f"{name} is in colour, and {channels} channel is wanted; convert it to gray")
+    return np.repeat(pixels, channels, -1) if pixels.shape[-1] < channels else pixels
+
+
 def check_fits(header: Header, size: int, crop: bool, name: str) -> None:
     """Refuses, before anything is decoded, what `fit` would refuse."""
     if header.height != header.width and not crop:

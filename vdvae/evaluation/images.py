@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdvae.model.arguments import Temperature
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
 
@@ -21,14 +23,16 @@ LOW_TEMPERATURE = 0.1
 
 
 @torch.no_grad()
-def sample_grid(model: VDVAE, temperatures: Sequence[float], columns: int, seed: int = 0) -> NDArray[np.uint8]:
+def sample_grid(model: VDVAE, temperatures: Sequence[Temperature], columns: int, seed: int = 0) -> NDArray[np.uint8]:
     """A row of samples for each temperature, from the same noise in every row, uint8 [H, W, C]."""
     rows = [model.sample(columns, t, generator=_noise(model, seed)) for t in temperatures]
     return grid(rows)
 
 
 @torch.no_grad()
-def reconstruction_grid(model: VDVAE, images: Tensor, seed: int = 0) -> NDArray[np.uint8]:
+def reconstruction_grid(
+    model: VDVAE, images: Tensor, seed: int = 0, temperature: Temperature = LOW_TEMPERATURE
+) -> NDArray[np.uint8]:
     """The originals, then reconstructions from the posterior's latents up to each resolution, from the lowest to
     all, with the prior at a low temperature for the rest (paper Figure 4), uint8 [H, W, C].
 
@@ -36,14 +40,50 @@ def reconstruction_grid(model: VDVAE, images: Tensor, seed: int = 0) -> NDArray[
         model: any.
         images: uint8 [B, C, H, W], a column each.
         seed: of the noise.
+        temperature: of the prior.
     """
-    latents = [latent.z for latent in model.encode(images, generator=_noise(model, seed))]
-    resolutions = model.resolutions
+    latents = model.encode(images, generator=_noise(model, seed))
     rows = [images]
-    for resolution in sorted(set(resolutions)):
-        given = [z if r <= resolution else None for z, r in zip(latents, resolutions, strict=True)]
-        rows.append(model.decode(given, LOW_TEMPERATURE, generator=_noise(model, seed)))
+    for resolution in sorted(set(model.resolutions)):
+        given = latents[: model.layers_up_to(resolution)]
+        rows.append(model.decode(given, temperature, generator=_noise(model, seed)))
     return grid(rows)
+
+
+@torch.no_grad()
+def interpolation(
+    model: VDVAE,
+    images: Tensor,
+    steps: int,
+    layers: int | None = None,
+    seed: int = 0,
+    temperature: Temperature = LOW_TEMPERATURE,
+) -> Tensor:
+    """Images on the straight line between the latents of two.
+
+    Args:
+        model: any.
+        images: the two, uint8 [2, C, H, W].
+        steps: how many images, the two ends included.
+        layers: so many from the top are interpolated, from posterior mean to posterior mean; all if None. The others
+            come from the prior, with the same noise in every image.
+        seed: of that noise.
+        temperature: of that prior.
+
+    Returns:
+        the means of p(x|z), uint8 [steps, C, H, W].
+    """
+    latents = model.encode(images, layers, mode="mean")
+    pictures = []
+    for t in torch.linspace(0, 1, steps).tolist():
+        between = [torch.lerp(latent.z[:1], latent.z[1:], t) for latent in latents]
+        pictures.append(model.decode(between, temperature, output="mean", generator=_noise(model, seed)))
+    return to_uint8(torch.cat(pictures))
+
+
+def to_uint8(means: Tensor) -> Tensor:
+    """Floats on 0..255, of any shape, to the nearest whole numbers."""
+    return means.round().clamp(0, 255).to(torch.uint8)
 
 
 def grid(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
@@ -61,10 +101,22 @@ def grid(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
 
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
     """Writes uint8 [H, W, C] as a PNG, under a temporary name first."""
+    _save(picture, path)
+
+
+def save_gif(pictures: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
+    """Writes uint8 [H, W, C] pictures as an endless animation, under a temporary name first."""
+    _save(np.stack(pictures), path, duration=milliseconds, loop=0)
+
+
+def _save(pixels: NDArray[np.uint8], path: Path, **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp.png")
-    iio.imwrite(temporary, picture[..., 0] if picture.shape[-1] == 1 else picture)
-    temporary.replace(path)
+    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
+    try:
+        iio.imwrite(temporary, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, **options)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _noise(model: VDVAE, seed: int) -> torch.Generator:

@@ -1,17 +1,20 @@
-"""The exact NLL of a split: every image once, however many processes share the work."""
+"""The exact NLL of a split, and other bounds: every image once, however many processes share the work."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from vdvae.data.loader import read_ahead
 from vdvae.data.splits import Split
 from vdvae.distributed import World
+from vdvae.model.likelihood import Binning
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
 
@@ -30,11 +33,28 @@ class NLL(NamedTuple):
     num_images: int
     standard_error: float
     """of bits_per_dim, over images"""
+    bits_per_dim_by_binning: dict[str, float]
+    """With 5 bits under both arithmetics, see `likelihood.Binning`; else under the model's own alone"""
 
 
-@torch.no_grad()
+class ImportanceWeighted(NamedTuple):
+    """The importance-weighted bound (Burda et al. 2016), tighter than the ELBO in expectation."""
+
+    bits_per_dim: float
+    standard_error: float
+    """of bits_per_dim, over images"""
+    samples: int
+    """posterior samples per image"""
+
+
 def evaluate(
-    model: VDVAE, split: Split, batch_size: int, world: World, seed: int = 0, show_progress: bool = False
+    model: VDVAE,
+    split: Split,
+    batch_size: int,
+    world: World,
+    seed: int = 0,
+    show_progress: bool = False,
+    layers: int | None = None,
 ) -> NLL:
     """Measures `model` on all images of a split.
 
@@ -48,25 +68,100 @@ def evaluate(
         world: the processes among which the batches are dealt out. Every one must call this.
         seed: of the noise.
         show_progress: whether the main process shows a bar on a terminal.
+        layers: only so many from the top come from the posterior, the others from the prior: see `VDVAE.forward`.
+    """
+    binnings = {name: Binning.of(model.config.bits, name) for name in binnings_of(model)}
+
+    def measure(images: Tensor, noise: torch.Generator) -> Tensor:
+        run = model.top_down(images, model.from_posterior(layers), generator=noise)
+        terms = model.terms(images, run)
+        distortions = [
+            terms.distortion
+            if name == model.config.binning
+            else -run.mixture._replace(binning=binning).log_prob(images) / model.config.dims
+            for name, binning in binnings.items()
+        ]
+        return torch.cat([torch.stack(distortions, 1), terms.layer_rate], 1)
+
+    per_image = _over_images(
+        split,
+        batch_size,
+        world,
+        seed,
+        len(binnings) + model.num_layers,
+        measure,
+        "evaluating" if show_progress else None,
+    )
+    own = list(binnings).index(model.config.binning)
+    rates = per_image[:, len(binnings) :]
+    means = per_image.mean(0).tolist()
+    bits_per_dim = per_image[:, own] + rates.sum(1)  # [N]
+    rate = sum(means[len(binnings) :])
+    return NLL(
+        bits_per_dim=bits_per_dim.mean().item(),
+        nats_per_dim=bits_per_dim.mean().item() * math.log(2),
+        rate=rate,
+        distortion=means[own],
+        rate_per_resolution=model.per_resolution(means[len(binnings) :]),
+        num_images=len(split),
+        standard_error=_standard_error(bits_per_dim),
+        bits_per_dim_by_binning={name: means[i] + rate for i, name in enumerate(binnings)},
+    )
+
+
+def evaluate_importance_weighted(
+    model: VDVAE,
+    split: Split,
+    batch_size: int,
+    world: World,
+    samples: int,
+    seed: int = 0,
+    show_progress: bool = False,
+    layers: int | None = None,
+) -> ImportanceWeighted:
+    """-log of the mean of p(x, z) / q(z|x) over `samples` posterior samples per image, averaged over a split.
+
+    An image's samples are drawn one after the other, so memory is that of `evaluate` however many they are, and its
+    first is the one that `evaluate` draws. Other arguments and determinism as there.
+    """
+
+    def measure(images: Tensor, noise: torch.Generator) -> Tensor:
+        log_weights = model.log_weights(images, samples, noise, layers).cpu().double()  # [samples, B]
+        return (math.log(samples) - log_weights.logsumexp(0))[:, None] / model.config.dims
+
+    bar = f"{samples} samples per image" if show_progress else None
+    bits_per_dim = _over_images(split, batch_size, world, seed, 1, measure, bar)[:, 0]
+    return ImportanceWeighted(bits_per_dim.mean().item(), _standard_error(bits_per_dim), samples)
+
+
+def binnings_of(model: VDVAE) -> tuple[str, ...]:
+    """The arithmetics of the likelihood that give a model's NLL different figures."""
+    return ("exact", "released") if model.config.bits == 5 else (model.config.binning,)
+
+
+@torch.no_grad()
+def _over_images(
+    split: Split,
+    batch_size: int,
+    world: World,
+    seed: int,
+    columns: int,
+    measure: Callable[[Tensor, torch.Generator], Tensor],
+    title: str | None,
+) -> Tensor:
+    """What `measure` makes of every image, [B, columns] in nats/dim, as [N, columns] in bits/dim, fp64. The main
+    process shows a bar with this title on a terminal; none without title.
     """
     starts = range(0, len(split), batch_size)
     mine = range(world.rank, len(starts), world.size)
     positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]
-    per_image = torch.zeros(len(split), 1 + model.num_layers, dtype=torch.float64)  # distortion, rate per layer
-    hidden = None if show_progress and world.is_main else True  # None: hidden unless on a terminal
-    bar = tqdm(mine, "evaluating", unit="batch", leave=False, disable=hidden)
+    hidden = None if title and world.is_main else True  # None: hidden unless on a terminal
+    bar = tqdm(mine, title, unit="batch", leave=False, disable=hidden)
+    per_image = torch.zeros(len(split), columns, dtype=torch.float64)
     for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
-        terms = model(images, generator(world.device, seed, Purpose.EVALUATION, b))
-        per_image[rows] = torch.cat([terms.distortion[:, None], terms.layer_rate], 1).cpu().double()
-    per_image = world.sum(per_image.to(world.device)).cpu() / math.log(2)  # [N, 1 + L], bits/dim
-    means = per_image.mean(0).tolist()
-    bits_per_dim = per_image.sum(1)  # [N]
-    return NLL(
-        bits_per_dim=bits_per_dim.mean().item(),
-        nats_per_dim=bits_per_dim.mean().item() * math.log(2),
-        rate=sum(means[1:]),
-        distortion=means[0],
-        rate_per_resolution=model.per_resolution(means[1:]),
-        num_images=len(split),
-        standard_error=bits_per_dim.std().item() / math.sqrt(len(split)),
-    )
+        per_image[rows] = measure(images, generator(world.device, seed, Purpose.EVALUATION, b)).cpu().double()
+    return world.sum(per_image.to(world.device)).cpu() / math.log(2)
+
+
+def _standard_error(bits_per_dim: Tensor) -> float:
+    return bits_per_dim.std().item() / math.sqrt(len(bits_per_dim))

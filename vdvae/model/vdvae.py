@@ -68,6 +68,11 @@ class VDVAE(nn.Module):
         return [spec.resolution for spec in self.decoder.specs]
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return (self.config.image_channels, self.config.image_size, self.config.image_size)
+
+    @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
         """(zdim, r, r) of each latent layer, top-down."""
         return self.decoder.latent_shapes
@@ -98,7 +103,7 @@ class VDVAE(nn.Module):
         the image, from the prior, at no rate: the bound L^{>k} of Havtorn et al. 2021, k = num_layers - layers, for
         out-of-distribution detection.
         """
-        return self.terms(images, self.top_down(images, self._from_posterior(layers), generator=generator))
+        return self.terms(images, self.top_down(images, self.from_posterior(layers), generator=generator))
 
     def terms(self, images: Tensor, run: Pass) -> Terms:
         """The likelihood terms of `images`, by a pass that has seen them; layers from the prior have no rate."""
@@ -128,7 +133,7 @@ class VDVAE(nn.Module):
         """
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}")
-        images, sources = self._checked(images), self._from_posterior(layers)
+        images, sources = self._checked(images), self.from_posterior(layers)
         activations = self._activations(images)
         weights = []
         for _ in range(samples):
@@ -285,6 +290,17 @@ class VDVAE(nn.Module):
         above = (i for i, r in enumerate(self.resolutions) if r > resolution)
         return next(above, self.num_layers)
 
+    def from_posterior(self, layers: int | None = None) -> list[Source]:
+        """The sources of a pass whose first `layers` layers come from the posterior (None: all), the others from the
+        prior.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        layers = arguments.check_layers(layers, self.num_layers)
+        sources: list[Source] = ["posterior"] * layers
+        return sources + ["prior"] * (self.num_layers - layers)
+
     def _run(
         self,
         num_images: int,
@@ -305,12 +321,6 @@ class VDVAE(nn.Module):
         """Images on the model's device, if they are such as it takes."""
         arguments.check_images(images, self.config)
         return images.to(self.device)
-
-    def _from_posterior(self, layers: int | None) -> list[Source]:
-        """The first layers from the posterior, the others from the prior."""
-        layers = arguments.check_layers(layers, self.num_layers)
-        sources: list[Source] = ["posterior"] * layers
-        return sources + ["prior"] * (self.num_layers - layers)
 
     def _temperatures(self, temperature: Temperature) -> list[float]:
         return arguments.per_layer(temperature, self.resolutions)

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from vdvae.data.datasets import DATASETS, FEWEST, Rule, Rules
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.pictures import BACKGROUNDS, SUFFIXES, Header, check_fits, fit, read_header, read_picture
+from vdvae.data.pictures import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header
 from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures
 from vdvae.data.prepare.write import identity, prepared_before, write_set
-from vdvae.data.storage import Images
 from vdvae.errors import UserError
 
 SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
@@ -78,7 +76,7 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
         return before, True
 
     background = BACKGROUNDS[options.background] if options.background else None
-    load = partial(_load, size=shape[0], crop=options.crop, channels=shape[2], background=background)
+    load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=background)
     counts = {file: part.count for file, part in parts.items()}
     splits = _rules(counts, options)
 
@@ -150,8 +148,3 @@ def _rules(counts: dict[str, int], options: FolderOptions) -> Rules:
     rules = {file.removesuffix(".npy"): Rule(file, None, 0, count) for file, count in counts.items()}
     only = rules.get("valid") or rules["test"]
     return {"train": rules["train"], "valid": rules.get("valid", only), "test": rules.get("test", only)}
-
-
-def _load(source: Path | bytes, name: str, size: int, crop: bool, channels: int, background: int | None) -> Images:
-    pixels = fit(read_picture(source, name, background), size, crop, name)
-    return np.repeat(pixels, channels, -1) if pixels.shape[-1] < channels else pixels

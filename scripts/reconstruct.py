@@ -1,0 +1,46 @@
+"""Reconstructs images: originals in the first row, then from the latents up to each resolution, the rest from the
+prior at a low temperature (paper Figure 4).
+
+python scripts/reconstruct.py runs/fashion                                  images of its validation split
+python scripts/reconstruct.py imagenet64-iter-1600000-model-ema.th a.png photos --crop center
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vdvae.command_line import ModelCommandLine, add_images, check_at_least_one, check_png, find_model, open_model
+from vdvae.data.inputs import open_inputs
+from vdvae.data.loader import to_device
+from vdvae.data.splits import load_splits
+from vdvae.errors import exit_on_user_error
+from vdvae.evaluation.images import LOW_TEMPERATURE, reconstruction_grid, save_png
+
+
+def main() -> None:
+    """Writes a PNG and prints its path."""
+    parser = ModelCommandLine(description="Reconstructions from the latents up to each resolution, as a grid.")
+    add_images(parser, nargs="*", instead="the split")
+    parser.add_argument("--split", choices=("test", "valid", "train"), default="valid")
+    parser.add_argument("--columns", type=int, default=8, help="the most images")
+    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="of the prior")
+    parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png file")
+    with exit_on_user_error():
+        args = parser.parse_args()
+        check_at_least_one(args, "columns")
+        check_png(args.out)
+        found = find_model(args)
+        if args.images:
+            split, _ = open_inputs(args.images, found.model_config, args.crop is not None, args.background)
+        else:
+            split = getattr(load_splits(found.config().data, found.model_config), args.split)
+        model = open_model(args, found)
+        images = to_device(split.read(np.arange(min(args.columns, len(split)))), model.device)
+        save_png(reconstruction_grid(model, images, args.seed, args.temperature), args.out)
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

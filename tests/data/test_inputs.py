@@ -1,0 +1,79 @@
+"""Images that people name: files, folders and arrays, in the shape that the model takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+from vdvae.config import Config
+from vdvae.data.inputs import open_inputs
+from vdvae.errors import UserError
+
+GRAY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i, image in enumerate(GRAY):
+        (tmp_path / "photos" / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        iio.imwrite(tmp_path / "photos" / f"{i % 2}" / f"{i}.png", image)
+    return tmp_path / "photos"
+
+
+def test_folders_and_files_in_their_order(folder: Path, tiny: Config) -> None:
+    split, names = open_inputs([folder / "1/3.png", folder], tiny.model)
+    assert [Path(name).name for name in names] == ["3.png", "0.png", "2.png", "4.png", "1.png", "3.png"]
+    assert np.array_equal(split.read(np.array([0, 4]))[..., 0], GRAY[[3, 1]])
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_arrays(kind: str, tmp_path: Path, tiny: Config) -> None:
+    path = tmp_path / f"images.{kind}"
+    np.save(path, GRAY[..., None]) if kind == "npy" else np.savez(path, GRAY[..., None])
+    split, names = open_inputs([path], tiny.model)
+    assert names == ["0", "1", "2", "3", "4"]
+    assert np.array_equal(split.read(np.arange(5))[..., 0], GRAY)
+
+
+def test_larger_and_gray_ones_are_fitted(folder: Path, tiny: Config) -> None:
+    model = replace(tiny.model, image_channels=3, image_size=14, enc_blocks="14d14,1x1", dec_blocks="1x1,14m1")
+    assert open_inputs([folder], model)[0].read(np.arange(2)).shape == (2, 14, 14, 3)
+
+
+def test_bad_images(folder: Path, tmp_path: Path, tiny: Config) -> None:
+    colour, wide, small = tmp_path / "colour.png", tmp_path / "wide.png", tmp_path / "small.png"
+    iio.imwrite(colour, np.zeros((28, 28, 3), np.uint8))
+    iio.imwrite(wide, np.zeros((28, 40), np.uint8))
+    iio.imwrite(small, np.zeros((20, 20), np.uint8))
+    (tmp_path / "empty").mkdir()
+    arrays: dict[str, tuple[Any, str]] = {
+        "floats.npy": (np.zeros((2, 28, 28, 1), np.float32), "must hold uint8"),
+        "floats.npz": (np.zeros((2, 28, 28, 1), np.float32), r"uint8 \[N, H, W, C\] from 0 to 255, not float32"),
+        "size.npz": (np.zeros((2, 32, 32, 1), np.uint8), r"images of \[32, 32, 1\] .* the model takes \[28, 28, 1\]"),
+        "channels.npz": (np.zeros((2, 28, 28, 3), np.uint8), r"images of \[28, 28, 3\]"),
+        "objects.npz": (np.array([{}], dtype=object), "no arr_0 of plain numbers"),
+    }
+    for name, (array, said) in arrays.items():
+        (np.save if name.endswith("npy") else np.savez)(tmp_path / name, array)
+        with pytest.raises(UserError, match=said):
+            open_inputs([tmp_path / name], tiny.model)
+    for path, said in (
+        (colour, "in colour, and 1 channel is wanted"),
+        (wide, "--crop center takes its middle"),
+        (small, "smaller than 28"),
+    ):
+        with pytest.raises(UserError, match=said):
+            open_inputs([path], tiny.model)[0].read(np.array([0]))
+    for paths, said in (
+        ([tmp_path / "none.png"], "there is no image or folder"),
+        ([tmp_path / "none.npz"], "there is no file"),
+        ([tmp_path / "empty"], "no PNG, JPEG, WebP or BMP there"),
+        ([folder, tmp_path / "floats.npz"], r"one \.npy or \.npz, or image files"),
+    ):
+        with pytest.raises(UserError, match=said):
+            open_inputs(paths, tiny.model)
