@@ -16,7 +16,8 @@ from vdvae.errors import UserError, did_you_mean
 from vdvae.model.config import ModelConfig
 from vdvae.training.config import TrainConfig
 
-PRESETS = Path(__file__).resolve().parent.parent / "configs"
+PRESETS = (Path(__file__).parent / "configs").resolve()
+"""A link to the repository's folder, or the copy that an installed package has."""
 
 
 @dataclass(frozen=True)
