@@ -3,7 +3,8 @@
 from vdvae.model.config import ModelConfig
 from vdvae.model.decoder import Latent
 from vdvae.model.gaussian import DiagonalGaussian
-from vdvae.model.vdvae import VDVAE, Terms
+from vdvae.model.likelihood import Mixture
+from vdvae.model.vdvae import VDVAE, Pass, Terms
 from vdvae.pretrained import load_pretrained
 
-__all__ = ["VDVAE", "DiagonalGaussian", "Latent", "ModelConfig", "Terms", "load_pretrained"]
+__all__ = ["VDVAE", "DiagonalGaussian", "Latent", "Mixture", "ModelConfig", "Pass", "Terms", "load_pretrained"]

@@ -344,11 +344,11 @@ def test_importance_weights_lead_to_the_exact_likelihood() -> None:
         exact = log_joint.logsumexp(1) + math.log(step)  # [256]
         assert exact.exp().sum().item() == pytest.approx(1, abs=1e-3)
         images = values[[3, 100, 250]]
-        weights = model.log_weights(images, 20_000, seeded())
-        assert weights.shape == (20_000, 3)
-        estimate = weights.logsumexp(0) - math.log(20_000)
+        weights = model.log_weights(images, 5_000, seeded())
+        assert weights.shape == (5_000, 3)
+        estimate = weights.logsumexp(0) - math.log(5_000)
         torch.testing.assert_close(estimate, exact[[3, 100, 250]], rtol=0, atol=0.05)
-        elbo = -torch.stack([model(images, seeded(i)).nats_per_dim for i in range(300)]).mean(0)
+        elbo = -torch.stack([model(images, seeded(i)).nats_per_dim for i in range(50)]).mean(0)
         assert (elbo < estimate).all()
 
 
