@@ -16,11 +16,19 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vdvae import VDVAE
-from vdvae.command_line import ModelCommandLine, add_images, add_layers, check_at_least_one, layers_of, open_model
+from vdvae.command_line import (
+    ModelCommandLine,
+    add_images,
+    add_layers,
+    check_at_least_one,
+    check_file,
+    layers_of,
+    open_model,
+)
 from vdvae.data.inputs import open_inputs
 from vdvae.data.loader import read_ahead
 from vdvae.data.splits import Split
-from vdvae.errors import UserError, exit_on_user_error
+from vdvae.errors import exit_on_user_error
 from vdvae.noise import Purpose, generator
 from vdvae.npz import write_npz
 
@@ -36,8 +44,7 @@ def main() -> None:
     with exit_on_user_error():
         args = parser.parse_args()
         check_at_least_one(args, "batch_size")
-        if args.out.suffix != ".npz" or args.out.is_dir():
-            raise UserError(f"--out must be a file that ends in .npz, not {args.out}")
+        check_file(args.out, ".npz")
         model = open_model(args)
         layers = layers_of(args, model)
         split, names = open_inputs(args.images, model.config, args.crop is not None, args.background)

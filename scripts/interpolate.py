@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdvae.command_line import ModelCommandLine, add_images, add_layers, layers_of, open_model
+from vdvae.command_line import ModelCommandLine, add_images, add_layers, check_file, layers_of, open_model
 from vdvae.data.inputs import open_inputs
 from vdvae.data.loader import to_device
 from vdvae.errors import UserError, exit_on_user_error
@@ -29,8 +29,7 @@ def main() -> None:
         args = parser.parse_args()
         if args.steps < 2:
             raise UserError(f"--steps must be at least 2, not {args.steps}")
-        if args.out.suffix not in (".png", ".gif") or args.out.is_dir():
-            raise UserError(f"--out must be a file that ends in .png or .gif, not {args.out}")
+        check_file(args.out, ".png", ".gif")
         model = open_model(args)
         layers = layers_of(args, model)
         split, names = open_inputs(args.images, model.config, args.crop is not None, args.background)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdvae.command_line import ModelCommandLine, add_images, check_at_least_one, check_png, find_model, open_model
+from vdvae.command_line import ModelCommandLine, add_images, check_at_least_one, check_file, find_model, open_model
 from vdvae.data.inputs import open_inputs
 from vdvae.data.loader import to_device
 from vdvae.data.splits import load_splits
@@ -30,7 +30,7 @@ def main() -> None:
     with exit_on_user_error():
         args = parser.parse_args()
         check_at_least_one(args, "columns")
-        check_png(args.out)
+        check_file(args.out, ".png")
         found = find_model(args)
         if args.images:
             split, _ = open_inputs(args.images, found.model_config, args.crop is not None, args.background)

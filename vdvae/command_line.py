@@ -93,10 +93,10 @@ def parse_temperature(text: str) -> Temperature:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor like 1:1.0,16:0.8") from error
 
 
-def check_png(out: Path) -> None:
-    """Raises `UserError` where a picture could not be written there."""
-    if out.suffix != ".png" or out.is_dir():
-        raise UserError(f"--out must be a file that ends in .png, not {out}")
+def check_file(out: Path, *endings: str) -> None:
+    """Raises `UserError` unless `out` is a file to be, with one of these endings."""
+    if out.suffix not in endings or out.is_dir():
+        raise UserError(f"--out must be a file that ends in {' or '.join(endings)}, not {out}")
 
 
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:

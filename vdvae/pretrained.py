@@ -68,9 +68,7 @@ def find_pretrained(
     path = Path(path)
     check_there(path)
     if path.is_dir():
-        found = checkpoint.read_newest(path / "checkpoints")
-        if found is None:
-            raise UserError(f"{path} has no checkpoints/step-*.pt; give a run directory or a checkpoint")
+        found = checkpoint.read_run(path)
     else:
         content = read_torch_file(path)
         if not checkpoint.is_checkpoint(content):

@@ -76,6 +76,18 @@ def interpret(path: Path, content: Any) -> Checkpoint:
     return Checkpoint(path, step, config, content)
 
 
+def read_run(directory: Path) -> Checkpoint:
+    """The newest checkpoint of a run directory.
+
+    Raises:
+        UserError: it has none, or none that can be read.
+    """
+    found = read_newest(directory / "checkpoints")
+    if found is None:
+        raise UserError(f"{directory} has no checkpoints/step-*.pt; give a run directory or a checkpoint")
+    return found
+
+
 def read_newest(directory: Path) -> Checkpoint | None:
     """The newest checkpoint of a folder that can be read, or None; says on stderr which it had to pass over.
 

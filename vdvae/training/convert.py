@@ -177,7 +177,8 @@ def export_run(run: Path, prefix: str, training_images: Callable[[Config], int])
     """
     files = ReleasedSet.at(prefix)
     files.check_free()
-    found = _find_checkpoint(run)
+    check_there(run)
+    found = checkpoint.read_run(run) if run.is_dir() else checkpoint.read(run)
     config = found.config
     _check_exportable(found)
     expected = expected_tensors(config.model)
@@ -211,16 +212,6 @@ def export_run(run: Path, prefix: str, training_images: Callable[[Config], int])
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
-    return found
-
-
-def _find_checkpoint(run: Path) -> Checkpoint:
-    check_there(run)
-    if not run.is_dir():
-        return checkpoint.read(run)
-    found = checkpoint.read_newest(run / "checkpoints")
-    if found is None:
-        raise UserError(f"{run} has no checkpoints/step-*.pt; give a run directory or a checkpoint")
     return found
 
 
