@@ -19,7 +19,7 @@ from tests.conftest import ROOT, TINY
 from vdvae import config as vdvae_config
 from vdvae.config import load_model_config
 from vdvae.errors import UserError
-from vdvae.released import RELEASES, complete_presets, expected_tensors
+from vdvae.released import RELEASES, Release, complete_presets, expected_tensors
 from vdvae.training import checkpoint
 
 TOLD_BY_A_FRESH_PROCESS = """
@@ -61,10 +61,8 @@ def released(tmp_path: Path) -> Path:
 
 
 # FFHQ-256 in the format before PyTorch 1.6, ImageNet-32 as it comes out of DistributedDataParallel.
-@pytest.mark.parametrize("release", [*RELEASES[:5]], ids=lambda release: release.preset)
-def test_a_released_file_of_full_size_is_recognised_within_its_size_in_memory(
-    release: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("release", RELEASES[:5], ids=lambda release: release.preset)
+def test_a_released_file_of_full_size_is_recognised_within_its_size_in_memory(release: Release, tmp_path: Path) -> None:
     """Random weights under the released names; encoding and decoding an image where two cores can do it soon."""
     is_parallel = release.preset == "imagenet32"
     weights = {("module." if is_parallel else "") + name: t for name, t in random_weights(release.preset).items()}

@@ -70,7 +70,7 @@ def evaluate(
         show_progress: whether the main process shows a bar on a terminal.
         layers: only so many from the top come from the posterior, the others from the prior: see `VDVAE.forward`.
     """
-    binnings = {name: Binning.of(model.config.bits, name) for name in binnings_of(model)}
+    binnings = {name: Binning.of(model.config.bits, name) for name in _binnings(model)}
 
     def measure(images: Tensor, noise: torch.Generator) -> Tensor:
         run = model.top_down(images, model.from_posterior(layers), generator=noise)
@@ -134,7 +134,7 @@ def evaluate_importance_weighted(
     return ImportanceWeighted(bits_per_dim.mean().item(), _standard_error(bits_per_dim), samples)
 
 
-def binnings_of(model: VDVAE) -> tuple[str, ...]:
+def _binnings(model: VDVAE) -> tuple[str, ...]:
     """The arithmetics of the likelihood that give a model's NLL different figures."""
     return ("exact", "released") if model.config.bits == 5 else (model.config.binning,)
 

@@ -170,7 +170,7 @@ class VDVAE(nn.Module):
         layers = arguments.check_layers(layers, self.num_layers)
         temperatures = arguments.per_layer(0.0 if mode == "mean" else temperature, self.resolutions[:layers])
         images = self._checked(images)
-        sources: list[Source] = ["posterior"] * layers
+        sources = self.from_posterior()[:layers]
         _, latents = self.decoder.top_down(len(images), self._activations(images), sources, temperatures, generator)
         return latents
 
