@@ -4,12 +4,15 @@
     torchrun --nproc_per_node 8 train.py --hps imagenet32         eight
     python train.py --hps cifar10 --run_dir runs/mine train.lr=1e-4 train.micro_batch=16
 
-The same command again resumes the run.
+The same command again resumes the run, whatever ended it.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,20 @@ from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.splits import Splits, load_splits
 from vdvae.distributed import World
-from vdvae.errors import CommandLine, exit_on_bad_image, exit_on_user_error
+from vdvae.errors import (
+    CommandLine,
+    UserError,
+    exit_on_bad_image,
+    exit_on_lost_process,
+    exit_on_user_error,
+    warn_where_unwritten,
+)
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
-from vdvae.training import checkpoint
 from vdvae.training.checkpoint import Checkpoint
+from vdvae.training.checkpoint_writer import CheckpointWriter
+from vdvae.training.interruption import TIME_IS_UP, Interruption
 from vdvae.training.optimizer import learning_rate
 from vdvae.training.progress import Progress
 from vdvae.training.run_directory import RunDirectory
@@ -37,92 +48,132 @@ TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
+    with ExitStack() as held:
+        with exit_on_user_error():
+            args = command_line()
+            config = load_config(args.hps, args.overrides)
+            splits = load_splits(config.data, config.model)
+            config.train.batch_per_process(distributed.env_size())
+            device = distributed.pick_device()
+            name = "-".join(Path(preset).stem for preset in args.hps.split(","))
+            directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
+            if distributed.env_rank() == 0:
+                held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
+                resumed = directory.open(config, splits.manifest.checksums())
+                directory.create(config)
+        try:
+            with exit_on_lost_process(), exit_on_bad_image():
+                world = distributed.start(device, config.train.timeout_minutes)
+                status = run(config, splits, directory, resumed, world, args)
+                distributed.stop()
+        except KeyboardInterrupt:
+            print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
+            status = 130
+    sys.exit(status)
+
+
+def command_line() -> argparse.Namespace:
+    """What was asked for; raises `UserError` where it cannot be."""
     parser = CommandLine(description="Trains a Very Deep VAE; the same command again resumes.")
     parser.add_argument(
         "--hps", required=True, help="presets of configs/, or paths, separated by commas; later ones win"
     )
     parser.add_argument("--run_dir", type=Path, help="default: runs/ and the names of the presets")
+    parser.add_argument("--max_steps", type=int, metavar="N", help="save and end after N updates of a longer run")
+    parser.add_argument("--max_hours", type=float, metavar="H", help="save and end after training for H hours")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.lr=1e-4")
-    with exit_on_user_error():
-        args = parser.parse_intermixed_args()
-        config = load_config(args.hps, args.overrides)
-        splits = load_splits(config.data, config.model)
-        config.train.batch_per_process(distributed.env_size())
-        name = "-".join(Path(preset).stem for preset in args.hps.split(","))
-        directory = RunDirectory(args.run_dir or Path("runs", name))
-        resumed = directory.open(config)
-        device = distributed.pick_device()
-    world = distributed.start(device)
-    try:
-        with exit_on_bad_image():
-            run(config, splits, directory, resumed, world)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
-    distributed.stop()
+    args = parser.parse_intermixed_args()
+    if args.max_steps is not None and args.max_steps < 1:
+        raise UserError(f"--max_steps must be at least 1, not {args.max_steps}")
+    if args.max_hours is not None and not 0 < args.max_hours < math.inf:
+        raise UserError(f"--max_hours must be above 0, not {args.max_hours}")
+    return args
 
 
-def run(config: Config, splits: Splits, directory: RunDirectory, resumed: Checkpoint | None, world: World) -> None:
-    """Trains from the start or from a checkpoint, then measures the test NLL."""
+def run(
+    config: Config,
+    splits: Splits,
+    directory: RunDirectory,
+    resumed: Checkpoint | None,
+    world: World,
+    limits: argparse.Namespace,
+) -> int:
+    """Trains from the start or from a checkpoint, then measures the test NLL; returns the exit status."""
     settings = config.train
+    interruption = Interruption(world, limits.max_hours)
     torch.manual_seed(settings.seed)  # the same initial weights in every process
     model = VDVAE(config.model).to(world.device)
     update = Update(model, settings, world)
     ema = update.ema.model
-    first_step = 0
-    if resumed is not None:
-        update.load_state_dict(resumed.state)
-        first_step = resumed.step
+    first_step, state = world.share((resumed.step, resumed.state) if resumed else (0, {}))
+    if state:
+        update.load_state_dict(state)
+        state.clear()  # as large as the model, its average and its moments
+    last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
 
-    if world.is_main:
-        with exit_on_user_error():
-            directory.create(config)
-    log = RunLog(directory, model, first_step, writes=world.is_main)
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
         f"{directory.path}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers, "
         f"{len(splits.train):,} training images of {splits.manifest}, {world.size} x {world.device.type}, "
-        f"{f'resuming after step {first_step:,}' if resumed else 'from the start'}"
+        f"{f'resuming after step {first_step:,}' if first_step else 'from the start'}"
     )
 
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
     images = training_batches(splits.train, order, first_step, world, config.data)
-    for step in range(first_step, settings.max_steps):
-        update(next(images), step)
-        progress.step()
-        done = step + 1
-        is_last = done == settings.max_steps
+    writer = CheckpointWriter(directory.checkpoints, config, splits.manifest.checksums())
+    with closing(RunLog(directory, model, first_step, writes=world.is_main)) as log, writer, interruption:
 
-        if done % settings.print_every == 0 or is_last:
-            report = update.metrics.report(world)
-            images_per_second = progress.report(done, report)
-            log.train(done, report, learning_rate(settings, step), images_per_second)
-            if report.skip_streak >= settings.max_skip_streak:
-                streak = (
-                    f"error: the last {report.skip_streak} updates were all skipped: gradient norms are about "
-                    f"{report.grad_norm_mean:.4g} ({report.nonfinite} not finite) and train.skip_threshold is "
-                    f"{settings.skip_threshold:g}; raise it above the usual norm, or lower train.lr"
-                )
-                sys.exit(streak if world.is_main else 1)
-        with progress.off_the_clock():
-            if done % settings.valid_every == 0:
-                valid = evaluate(ema, splits.valid, settings.eval_batch, world)
-                progress.say(f"step {done:,}: {valid.bits_per_dim:.4f} bits/dim on the validation images")
-                log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict()})
-            if world.is_main and (done % settings.images_every == 0 or is_last):
-                draw(ema, splits, settings.grid_columns, directory, done, log)
-            if done % settings.checkpoint_every == 0 or is_last:
-                state = update.state_dict()
-                if world.is_main:
-                    checkpoint.save(directory.checkpoints, done, config, state)
-                world.barrier()
+        def validate(done: int) -> None:
+            valid = evaluate(ema, splits.valid, settings.eval_batch, world)
+            progress.say(f"step {done:,}: {valid.bits_per_dim:.4f} bits/dim on the validation images")
+            log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict()})
 
-    progress.close()
-    test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
-    log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
-    log.close()
+        done, reason = first_step, 0
+        if done and done % settings.valid_every == 0 and not world.share(log.has_validated(done)):
+            with interruption.at_once():
+                validate(done)  # a run that ended here had no time for it
+        for step in range(first_step, last_step):
+            update(next(images), step)
+            progress.step()
+            done = step + 1
+            is_end = done == settings.max_steps
+            reason = interruption.agreed()
+
+            if done % settings.print_every == 0 or is_end:
+                report = update.report()
+                images_per_second = progress.report(done, report)
+                log.train(done, report, learning_rate(settings, step), images_per_second)
+                if report.skip_streak >= settings.max_skip_streak:
+                    progress.fail(report.streak_message(update.metrics.recent_norms.tolist()))
+                    return 1
+            with progress.off_the_clock():
+                validates = done % settings.valid_every == 0
+                if world.is_main and (done % settings.images_every == 0 or is_end):
+                    draw(ema, splits, settings.grid_columns, directory, done, log)
+                if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
+                    state = update.state_dict()
+                    if world.is_main:
+                        log.sync()
+                        writer.save(done, state, log.best)
+                if reason:
+                    break
+                if validates:
+                    with interruption.at_once():  # the state is safe
+                        validate(done)
+
+        progress.close()
+        if failure := world.share(writer.failure()):
+            progress.fail(f"error: {failure}")
+            return 1
+        if reason or done < settings.max_steps:
+            progress.say(f"ended after step {done:,} of {settings.max_steps:,}; the same command goes on from there")
+            return 128 + reason if reason > TIME_IS_UP else 0
+        with interruption.at_once():
+            test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
+        log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
     if world.is_main:
         tell(test, splits, directory, settings.max_steps)
+    return 0
 
 
 def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
@@ -133,7 +184,8 @@ def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step
         "reconstructions": reconstruction_grid(ema, originals),
     }
     for name, picture in pictures.items():
-        save_png(picture, directory.picture(name, step))
+        with warn_where_unwritten(f"the {name}"):
+            save_png(picture, directory.picture(name, step))
         log.picture(step, name, picture)
 
 

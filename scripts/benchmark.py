@@ -34,7 +34,7 @@ from vdvae.data.splits import load_splits
 from vdvae.data.storage import Images, pieces
 from vdvae.distributed import World
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
-from vdvae.results import write_result
+from vdvae.results import prepare_result, write_result
 from vdvae.training.update import Update
 
 MEGABYTE = 1 << 20
@@ -66,6 +66,7 @@ def main() -> None:
         args = parser.parse_args()
         if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
             raise UserError("--seconds must be at least 1, and --made_up at least 1000")
+        prepare_result(args.json)
         config = load_config(args.hps, args.overrides)
         device = distributed.pick_device(args.device)
         if args.made_up is None:
@@ -135,7 +136,7 @@ def measure_training(config: Config, world: World) -> float:
     for step in tqdm(range(4), "training", leave=False, disable=None):
         start = time.perf_counter()
         update(images, step)
-        update.metrics.report(world)  # waits for the device
+        update.report()  # waits for the device
         rates.append(batch / (time.perf_counter() - start))
     return statistics.median(rates[1:])
 

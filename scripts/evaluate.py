@@ -19,7 +19,7 @@ from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import NLL, evaluate, evaluate_importance_weighted
 from vdvae.precision import set_matmul_precision
 from vdvae.released import release_of
-from vdvae.results import write_result
+from vdvae.results import prepare_result, write_result
 
 
 def main() -> None:
@@ -42,6 +42,7 @@ def main() -> None:
     with exit_on_user_error():
         args = parser.parse_intermixed_args()
         check_at_least_one(args, "batch_size", "importance_samples", "prior_layers")
+        prepare_result(args.json)
         found = find_model(args)
         if args.binning:
             found = replace(found, model_config=replace(found.model_config, binning=args.binning))

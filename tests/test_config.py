@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from tests.conftest import TINY
-from vdvae.config import PRESETS, differing_keys, from_dict, load_config, save_config, to_dict
+from vdvae.config import PRESETS, _coerce, differing_keys, from_dict, load_config, save_config, to_dict
+from vdvae.errors import UserError
 
 
 def test_later_presets_and_the_command_line_win(tmp_path: Path) -> None:
@@ -33,6 +35,43 @@ def test_values_take_the_type_of_their_field() -> None:
     assert config.train.compile is True
     assert config.model.custom_width_str == "16:256"
     assert config.train.skip_threshold == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "converted"),
+    [
+        ("auto", float | Literal["auto"], "auto"),
+        ("300", float | Literal["auto"], 300.0),
+        (3, float | Literal["auto"], 3.0),
+        ("none", int | Literal["all"] | None, None),
+        ("all", int | Literal["all"] | None, "all"),
+        ("none", Literal["a", "b"] | None, None),
+        ("3", Literal[1, 3], 3),
+    ],
+)
+def test_a_union_takes_what_fits_one_of_its_types(value: Any, hint: Any, converted: Any) -> None:
+    assert _coerce(value, hint, "train.key") == converted
+    assert type(_coerce(value, hint, "train.key")) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "said"),
+    [
+        ("fast", float | Literal["auto"], "train.key must be a number or auto, not 'fast'"),
+        (None, float | Literal["auto"], "train.key must be a number or auto, not None"),
+        (True, float | Literal["auto"], "train.key must be a number or auto, not True"),
+        ([1], int | Literal["a", "b"] | None, "train.key must be a whole number or one of a, b, not a list"),
+        ("c", Literal["a", "b"] | None, "train.key must be one of a, b, not 'c'"),
+        (True, Literal[1, 3], "train.key must be one of 1, 3, not True"),
+        (10**400, Literal[1, 3], "train.key must be one of 1, 3, not a number that large"),
+        ("1e30", int, "train.key must be below 2**63, not '1e30'"),
+        ("x" * 1000, int, f"train.key must be a whole number, not '{'x' * 99} ..."),
+    ],
+)
+def test_what_a_union_does_not_take(value: Any, hint: Any, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        _coerce(value, hint, "train.key")
+    assert str(error.value) == said
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -69,9 +108,17 @@ def test_differing_keys() -> None:
         ("cifar10", "train.ema_decay=1", "train.ema_decay must be from 0 to below 1"),
         ("imagenet32", "data.variant=old", "data.variant must be one of original, newer, not 'old'"),
         ("cifar10", "data.workers=0", "data.workers must be at least 1"),
+        ("cifar10", "data.workers=1e6", "data.workers must be at most 1000, not 1000000"),
         ("cifar10", "model.image_channels=2", "model.image_channels must be one of 1, 3"),
         ("cifar10", "model.bits=9", "model.bits must be from 1 to 8"),
         ("cifar10", "model.width=3", "0.25 of width 3 at resolution"),
+        ("cifar10", "model.width=1e30", "model.width must be below 2**63, not '1e30'"),
+        ("cifar10", "model.zdim=1e6", "model.zdim must be from 1 to 65536, not 1000000"),
+        ("cifar10", "model.custom_width_str=1:65537", "65537 at 1 is above 65536, the most"),
+        ("cifar10", "model.bottleneck_multiple=inf", "model.bottleneck_multiple must be above 0, at most 16, not inf"),
+        ("cifar10", "model.input_scale=0", "model.input_scale must be finite and not 0, not 0.0"),
+        ("cifar10", "model.input_shift=-inf", "model.input_shift must be finite, not -inf"),
+        ("cifar10", "model.no_bias_above=-1", "model.no_bias_above must not be negative, not -1"),
         ("cifar10", "model.custom_width_str=12:3", "no block has resolution 12"),
         ("cifar10", "model.enc_blocks=32x11,32d3", "'32d3' cannot pool resolution 32 by 3"),
         ("ffhq256", "model.bits=4 model.binning=released", "released exists for 5 and 8 bits"),
@@ -91,17 +138,39 @@ def test_one_line_for_each_mistake(hps: str, override: str, said: str) -> None:
         ("model: 3", "section model must hold keys and values"),
         ("- 1", "must hold the sections model, data, train"),
         ("model: {", "not valid YAML"),
+        ("[]", "must hold the sections model, data, train"),
+        ("train: {lr: !!bool maybe}", "not valid YAML: KeyError, 'maybe'"),
+        ("[" * 2000, "not valid YAML: RecursionError"),
+        ("train: {lr: 1, lr: 1}", "not valid YAML: 'lr' is there twice"),
+        ("train: {lr: 1}\nmodel: {}\ntrain: {seed: 1}", "not valid YAML: 'train' is there twice"),
         ("base: loop", "its `base` leads back to itself"),
+        ("base: ../here/loop", "its `base` leads back to itself"),
+        ("base: [cifar10]", "base must be text (in quotes), not a list"),
         ("train: {lr: true}", "train.lr must be a number, not True"),
         ("data: {dataset: cifar10}", "model.enc_blocks is not set, and it has no default"),
     ],
 )
 def test_one_line_for_each_mistake_in_a_file(text: str, said: str, tmp_path: Path) -> None:
-    path = tmp_path / "loop.yaml"
+    path = tmp_path / "here/loop.yaml"
+    path.parent.mkdir()
     path.write_text(text)
     with pytest.raises(ValueError) as error:
         load_config(str(path), [])
     assert said in str(error.value)
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("data: {root: Köln}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine\.yaml: not valid YAML: unacceptable character #x00f6"):
+        load_config(f"cifar10,{tmp_path / 'mine.yaml'}", [])
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    """They are not there twice."""
+    text = "base: cifar10\ntrain: {<<: {lr: 1, seed: 5}, lr: 2}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_config(str(tmp_path / "mine.yaml"), [])
+    assert (config.train.lr, config.train.seed) == (2, 5)
 
 
 def test_tiny_is_a_preset_like_any_other() -> None:

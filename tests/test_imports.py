@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {"distributed", "errors", "noise", "npz", "precision", "safe_load"}
+LEAVES = {"distributed", "errors", "noise", "npz", "precision", "safe_load", "tensor_tree", "whole_file"}
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
@@ -21,11 +21,13 @@ MAY_IMPORT = {
     "pretrained": {"released", "training", "config", "model", *LEAVES},
     "released": {"config", "model", *LEAVES},
     "safe_load": {"errors"},
-    "distributed": set(),
+    "tensor_tree": set(),
+    "whole_file": set(),
+    "distributed": {"tensor_tree"},
     "errors": {"distributed"},
     "noise": set(),
     "npz": {"errors"},
-    "results": {"distributed"},
+    "results": {"distributed", "errors"},
     "precision": set(),
     "__init__": {"model", "pretrained"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ def assert_same_tensors(a: object, b: object) -> None:
 def test_a_run_and_its_resumption(processes: int, command: Command, tmp_path: Path) -> None:
     """From start to test NLL; then from a checkpoint that lies between two reports: the same to the last bit."""
     arguments = ["train.py", "--hps", TINY, "--run_dir", "run", "train.valid_every=4", "train.images_every=4"]
+    arguments += ["train.keep_last=3"]
     first = command(*arguments, processes=processes)
     assert first.returncode == 0, first.stderr
     assert "Warning" not in first.stderr
@@ -67,7 +69,8 @@ def test_a_run_and_its_resumption(processes: int, command: Command, tmp_path: Pa
     assert iio.imread(run / "samples/samples-00000006.png").shape == (4 * 58 + 2, 8 * 58 + 2)
 
     undisturbed = checkpoint.read(run / "checkpoints/step-00000006.pt")
-    (run / "checkpoints/step-00000006.pt").unlink()
+    for step in (4, 6):  # 4 is there because a validation begins with a checkpoint
+        (run / f"checkpoints/step-{step:08d}.pt").unlink()
     again = command(*arguments, processes=processes)
     assert again.returncode == 0, again.stderr
     assert "resuming after step 3" in again.stdout
@@ -79,9 +82,11 @@ def test_a_run_and_its_resumption(processes: int, command: Command, tmp_path: Pa
     assert finished.stdout.splitlines()[-4:] == first.stdout.splitlines()[-4:]
 
 
-def test_one_rank_with_nan_stops_neither(command: Command) -> None:
-    """Both skip the update, and stay equal."""
-    result = command("tests/training/nan_on_one_rank.py", processes=2)
+def test_faults_on_one_rank_are_skipped_by_both(command: Command) -> None:
+    """NaN, infinity and 1e15 in gradients, NaN in a loss, garbage for images: nothing stored is touched, and training
+    comes to its usual loss.
+    """
+    result = command("tests/training/faults_on_one_rank.py", processes=2)
     assert result.returncode == 0, result.stderr
 
 
@@ -90,9 +95,12 @@ def test_a_streak_of_skipped_updates_ends_the_run(command: Command) -> None:
     settings = ["train.skip_threshold=1e-9", "train.max_skip_streak=3"]
     result = command("train.py", "--hps", TINY, "--run_dir", "run", *settings)
     assert result.returncode == 1
-    assert "error: the last 4 updates were all skipped: gradient norms are about 0." in result.stderr
-    assert "train.skip_threshold is 1e-09; raise it above the usual norm, or lower train.lr" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert re.search(
+        r"error: the last 4 updates were all skipped: train.skip_threshold is 1e-09, and the last gradient norms were "
+        r"0\.\d+(, [01]\.\d+){3}\. .* or to auto; .* lower train.lr, ",
+        result.stderr,
+    )
+    assert result.stderr.count("\n") == 1
 
 
 def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(command: Command, tmp_path: Path) -> None:

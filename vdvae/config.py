@@ -15,6 +15,7 @@ from vdvae.data.datasets import DataConfig
 from vdvae.errors import UserError, did_you_mean
 from vdvae.model.config import ModelConfig
 from vdvae.training.config import TrainConfig
+from vdvae.whole_file import whole_file
 
 PRESETS = (Path(__file__).parent / "configs").resolve()
 """A link to the repository's folder, or the copy that an installed package has."""
@@ -33,6 +34,11 @@ SECTIONS: dict[str, Any] = typing.get_type_hints(Config)
 
 Values = dict[str, dict[str, Any]]
 """Section -> key -> value, already of the field's type."""
+
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}
+"""The plain types of fields, in messages."""
+LARGEST = 2**63
+"""PyTorch takes no larger whole numbers."""
 
 
 def load_config(hps: str, overrides: list[str]) -> Config:
@@ -74,7 +80,8 @@ def override_section(section: Any, name: str, overrides: list[str]) -> Any:
 
 def save_config(config: Config, path: Path) -> None:
     """Writes the resolved configuration as YAML that `load_config` reads."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    with whole_file(path) as file:
+        file.write(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
 
 
 def to_dict(config: Config) -> Values:
@@ -123,21 +130,39 @@ def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
             f"there is no preset {name!r}{did_you_mean(name, presets)}; configs/ has {', '.join(presets)}, "
             "and a path must end in .yaml"
         )
-    if path in seen:
+    if path.resolve() in seen:
         raise UserError(f"{path}: its `base` leads back to itself")
+    text = path.read_bytes()
     try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {error}") from error
+        content = yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML meets `!!bool maybe` with a KeyError, `2026-13-01` with a ValueError, and so on
+        reason = str(error) if isinstance(error, yaml.YAMLError) else f"{type(error).__name__}, {error}"
+        raise UserError(f"{path}: not valid YAML: {reason}") from error
+    if content is None:  # nothing, or comments only
+        content = {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: must hold the sections {', '.join(SECTIONS)}")
     values: Values = {section: {} for section in SECTIONS}
     if "base" in content:
-        base = str(content.pop("base"))
+        base = _coerce(content.pop("base"), str, f"{path}: base")
         local = path.parent / f"{base}.yaml"
-        _merge(values, _read_preset(str(local) if local.is_file() else base, (*seen, path)))
+        _merge(values, _read_preset(str(local) if local.is_file() else base, (*seen, path.resolve())))
     _merge(values, _checked(content, str(path)))
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice; PyYAML would take the last and forget what the others hold."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
+        return node
 
 
 def _merge(into: Values, new: Values) -> None:
@@ -163,35 +188,57 @@ def _checked(content: dict[str, Any], source: str) -> Values:
 
 
 def _coerce(value: Any, hint: Any, where: str) -> Any:
-    """Gives a value from YAML or the command line the field's type.
+    """Gives a value from YAML or the command line the field's type, of `A | B` that which it fits.
 
     YAML reads `3e-4` as a string and `512:32` as a number in base 60; the command line has strings only.
     """
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None, and Literal[...] | None
-        if value is None or value in ("none", "null"):
-            return None
-        hint = next(arm for arm in typing.get_args(hint) if arm is not types.NoneType)
-    if typing.get_origin(hint) is typing.Literal:
-        choices = typing.get_args(hint)
-        for choice in choices:
-            if str(value) == str(choice):
-                return choice
-        raise UserError(f"{where} must be one of {', '.join(map(str, choices))}, not {value!r}")
-    if hint is bool and (isinstance(value, bool) or value in ("true", "false")):
-        return value if isinstance(value, bool) else value == "true"
-    if hint in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+    arms = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    for arm in sorted(arms, key=KINDS.__contains__):  # None and choices first: they are words, which text would take
         try:
-            number = float(value)
-            if hint is float and number == number:
-                return number
-            if hint is int and number == int(number):
-                return int(value) if not isinstance(value, str) or value.lstrip("+-").isdigit() else int(number)
+            converted = _converted(value, arm)
         except (ValueError, OverflowError):
-            pass
-    if hint is str and isinstance(value, str):
+            continue
+        if isinstance(converted, int) and abs(converted) >= LARGEST:
+            raise UserError(f"{where} must be below 2**63, not {_shown(value)}")
+        return converted
+    allowed = " or ".join(_described(arm) for arm in arms if arm is not types.NoneType)
+    raise UserError(f"{where} must be {allowed}, not {_shown(value)}")
+
+
+def _converted(value: Any, arm: Any) -> Any:
+    """A value in a type that is no union; `ValueError` or `OverflowError` where it does not fit."""
+    if arm is types.NoneType and (value is None or value in ("none", "null")):
+        return None
+    if arm is bool and (isinstance(value, bool) or value in ("true", "false")):
+        return value in (True, "true")
+    if arm is str and isinstance(value, str):
         return value
-    kind = {int: "a whole number", float: "a number", bool: "true or false", str: "text (in quotes)"}[hint]
-    raise UserError(f"{where} must be {kind}, not {value!r}")
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        for choice in typing.get_args(arm):
+            if value in (choice, str(choice)):
+                return choice
+        if arm in (int, float):
+            number = float(value)
+            if arm is float and number == number:
+                return number
+            if arm is int and number == int(number):
+                return int(value) if not isinstance(value, str) or value.lstrip("+-").isdigit() else int(number)
+    raise ValueError
+
+
+def _described(arm: Any) -> str:
+    choices = typing.get_args(arm)
+    return KINDS[arm] if not choices else f"{'one of ' * (len(choices) > 1)}{', '.join(map(str, choices))}"
+
+
+def _shown(value: Any) -> str:
+    """A value in a message: no longer than a line, even where anchors make a few lines of YAML a huge list."""
+    if isinstance(value, (list, dict, set)):
+        return f"a {type(value).__name__}"
+    if isinstance(value, int) and abs(value) >= LARGEST:
+        return "a number that large"
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]} ..."
 
 
 def _build(section: str, values: Values, source: str) -> Any:

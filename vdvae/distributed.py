@@ -8,9 +8,14 @@ import re
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from vdvae.tensor_tree import map_tensors
 
 
 def env_rank() -> int:
@@ -47,10 +52,28 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def barrier(self) -> None:
-        """Waits until every process is here."""
-        if self.size > 1:
-            dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other
+    def share(self, value: Any) -> Any:
+        """What `value` is in the main process, in every one of them: nested dictionaries, lists and tuples of tensors
+        and plain values. What the others pass does not matter; they get tensors on their devices.
+        """
+        if self.size == 1:
+            return value
+        outline = [map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"), value)]
+        dist.broadcast_object_list(outline, device=self.device)
+
+        def send(tensor: torch.Tensor) -> None:
+            dist.broadcast(tensor.to(self.device).contiguous(), 0)
+
+        def receive(like: torch.Tensor) -> torch.Tensor:
+            received = torch.empty(like.shape, dtype=like.dtype, device=self.device)
+            dist.broadcast(received, 0)
+            # Laid out as it was: Adam's moments must lie in memory as their parameters do.
+            return torch.empty_like(like, device=self.device).copy_(received)
+
+        if self.is_main:
+            map_tensors(send, value)
+            return value
+        return map_tensors(receive, outline[0])
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -80,15 +103,28 @@ def describe(device: torch.device) -> str:
     return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
 
 
-def start(device: torch.device) -> World:
-    """Joins the processes that torchrun started (NCCL on CUDA, gloo on CPU); alone without torchrun."""
+def start(device: torch.device, timeout_minutes: float = 30) -> World:
+    """Joins the processes that torchrun started (NCCL on CUDA, gloo on CPU); alone without torchrun.
+
+    A process that waits longer than the timeout for another, whose machine may have gone, ends with an error.
+    """
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device_id)
+        timeout = timedelta(minutes=timeout_minutes)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store = PrefixStore(f"start-{_restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
     return World(env_rank(), env_size(), device)
+
+
+def _restarts() -> int:
+    """How often torchrun has restarted the processes of one machine: it keeps its store, where they would find the
+    addresses of those that have died. Machines count on their own; docs/cluster.md has the setting for several.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
 
 
 def stop() -> None:
@@ -99,3 +135,8 @@ def stop() -> None:
     if dist.is_initialized():
         dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other
         dist.destroy_process_group()
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether this is what gloo, NCCL or the store say where another process is gone or silent for too long."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "closed by peer" in str(error)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from vdvae import distributed
 
@@ -42,8 +45,42 @@ def exit_on_bad_image() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def warn_where_unwritten(what: str) -> Iterator[None]:
+    """A full or lost disk is no reason to end days of training: says on stderr what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        tqdm.write(
+            f"warning: {what} could not be written: {error.strerror or error}; training goes on", file=sys.stderr
+        )
+
+
+@contextmanager
+def exit_on_lost_process() -> Iterator[None]:
+    """Ends this process in one line where another one is gone, whose own last words say why; torchrun restarts all."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not distributed.is_lost_process(error):
+            raise
+        rank, reason = distributed.env_rank(), " ".join(str(error).split())[:200]
+        print(
+            f"error: process {rank} lost the others; the same command resumes ({reason})", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # with threads that wait for the others, sys.exit might never return
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, which in Python 3.10 and 3.11 takes `--option=--` for an option with an empty list."""
+        given = sys.argv[1:] if args is None else list(args)
+        for argument in given:
+            if argument.startswith("--") and argument.endswith("=--"):
+                self.error(f"{argument}: -- is no value")
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises what is wrong with the command line."""

@@ -12,7 +12,7 @@ class Purpose(IntEnum):
     """Keeps the streams of one seed apart."""
 
     TRAINING = 0
-    """Then rank and step."""
+    """Then the place in the global batch, and the step."""
     EVALUATION = 1
     """Then the batch's index."""
     PICTURES = 2

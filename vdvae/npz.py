@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -38,6 +39,10 @@ def write_npz(
         temporary.unlink(missing_ok=True)
 
 
+DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading ends in; RuntimeError where it is encrypted or compressed in a way that nobody knows."""
+
+
 class NpzArray(NamedTuple):
     """One array of an .npz, read by chunks of rows. Nothing pickled is read."""
 
@@ -60,7 +65,7 @@ class NpzArray(NamedTuple):
                     count = min(rows, self.shape[0] - first)
                     pixels = file.read(count * row)
                     yield np.frombuffer(pixels, self.dtype).reshape(count, *self.shape[1:])
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED as error:
             raise UserError(f"{self.path} is damaged: {error}") from error
 
 
@@ -77,7 +82,7 @@ def open_npz(path: Path, name: str) -> NpzArray:
             shape, dtype = _header(file)
     except KeyError as error:
         raise UserError(f"{path} has no array {name!r}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is cut off, damaged, or no .npz: {error}") from error
     return NpzArray(path, name, shape, dtype)
 

@@ -9,10 +9,23 @@ from typing import Any
 import torch
 
 from vdvae import distributed
+from vdvae.errors import UserError
+
+
+def prepare_result(path: Path | None) -> None:
+    """Makes the folder of a result to be, if there is to be one: before measuring, which may take hours.
+
+    Raises:
+        UserError: it is a folder itself.
+        OSError: the folder cannot be made.
+    """
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise UserError(f"--json must be a file, and {path} is a folder")
 
 
 def write_result(path: Path, device: torch.device, about: dict[str, Any], figures: dict[str, Any]) -> None:
-    """Writes what was measured, the hardware and the version of PyTorch, and the figures, making folders if need be."""
+    """Writes what was measured, the hardware and the version of PyTorch, and the figures; see `prepare_result`."""
     made_on = {"hardware": distributed.describe(device), "torch": torch.__version__}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**about, **made_on, **figures}, indent=1) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,7 +15,8 @@ from vdvae.errors import UserError
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a file of torch.save holds, with tensors on the CPU: a zip archive, or the format before PyTorch 1.6.
+    """What a file of torch.save holds, with tensors on the CPU: a zip archive, whose checksums are compared, or the
+    format before PyTorch 1.6, which has none.
 
     Raises:
         UserError: it is missing or damaged, or its pickle asks for anything but tensors and plain values.
@@ -24,6 +26,7 @@ def read_torch_file(path: Path) -> Any:
     with path.open("rb"):
         pass  # what the system has to say against it should be heard as it is
     try:
+        _compare_checksums(path)
         with warnings.catch_warnings():  # of pickle protocols, deprecated storages and the like
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -40,3 +43,11 @@ def read_torch_file(path: Path) -> Any:
         raise UserError(
             f"{path} is cut off, damaged, or no file of torch.save ({reason}); copy or download it again"
         ) from error
+
+
+def _compare_checksums(path: Path) -> None:
+    """torch.save writes a CRC-32 of each tensor and of the pickle; torch.load does not look at them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise zipfile.BadZipFile(f"{damaged} does not have its checksum")

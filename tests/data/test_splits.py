@@ -117,6 +117,9 @@ def edit(**changes: object) -> Callable[[Path], object]:
         (edit(files={"train.npy": 3}), "dataset.json is damaged"),
         (edit(splits={}), "dataset.json is damaged ('train'); prepare the set again"),
         (edit(more=1), "dataset.json is damaged"),
+        (edit(image_size="32"), "dataset.json is damaged"),
+        (edit(variant="old"), "dataset.json is damaged"),
+        (edit(files={"train.npy": {"count": 3, "sha256": ""}}), "dataset.json is damaged"),
         (edit(format=2), "dataset.json has format 2; this version reads format 1: prepare the set again"),
     ],
 )

@@ -66,6 +66,10 @@ def test_widths() -> None:
         ("28x0", "cannot read '28x0'"),
         ("", "cannot read ''"),
         ("28x1,,28d2", "cannot read ''"),
+        ("28x\uff12", "cannot read '28x\uff12'"),
+        ("28x1000000000", "cannot read '28x1000000000'"),
+        ("28x999,28d2,14x1", "'14x1' makes 1,001 blocks; 1,000 are the most"),
+        ("28x900000000", "'28x900000000' makes 900,000,000 blocks"),
     ],
 )
 def test_encoder_refuses(text: str, said: str) -> None:
@@ -95,7 +99,12 @@ def test_decoder_refuses(text: str, said: str) -> None:
     assert said in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["512", "512:0", "a:b", "512:32;256:64"])
+@pytest.mark.parametrize("text", ["512", "512:0", "a:b", "512:32;256:64", "512:3200000000"])
 def test_widths_refuses(text: str) -> None:
     with pytest.raises(ValueError, match="resolution:channels"):
         parse_widths(text)
+
+
+def test_a_resolution_has_one_width() -> None:
+    with pytest.raises(ValueError, match="resolution 4 is there twice; remove one entry"):
+        parse_widths("4:8,2:8,4:16")

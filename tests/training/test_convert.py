@@ -147,7 +147,7 @@ def test_there_and_back(keyed_by: str, released: ReleasedSet, colour: Path, conf
     assert made.settings == {"weight_decay": 0.01}
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["new"]
 
-    found = RunDirectory(run_dir).open(config)
+    found = RunDirectory(run_dir).open(config, {})
     assert found is not None
     assert (found.path.name, found.step, found.config) == ("step-00001000.pt", 1000, config)
     assert load_config(str(run_dir / "config.yaml"), []) == config

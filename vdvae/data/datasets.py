@@ -17,6 +17,9 @@ VARIANTS = {
 }
 
 
+MOST_PROCESSES = 1_000
+"""Decoding processes, more than any machine has cores for."""
+
 FEWEST = 2
 """Images that a split needs for its NLL to have a standard error."""
 
@@ -41,6 +44,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"data.workers must be at least 1, not {self.workers}")
+        if self.workers is not None and self.workers > MOST_PROCESSES:
+            raise ValueError(f"data.workers must be at most {MOST_PROCESSES}, not {self.workers}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def _array(path: Path) -> Storage:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             pixels = arrays["arr_0"]
-    except (ValueError, KeyError, EOFError, BadZipFile) as error:
+    except Exception as error:  # damaged bytes make NumPy fail in many ways
         raise UserError(f"{path} is damaged, or has no arr_0 of plain numbers: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise UserError(f"arr_0 of {path} must be uint8 [N, H, W, C] from 0 to 255, not {pixels.dtype} {pixels.shape}")

@@ -56,6 +56,10 @@ class Manifest:
         """What every result on this set must say of it."""
         return {"dataset": self.name, "variant": self.variant, "partial": self.partial, "bits": self.bits}
 
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of each file, by name: what a run was trained on."""
+        return {name: file.sha256 for name, file in self.files.items()}
+
     def write(self, folder: Path) -> None:
         """Writes `folder/dataset.json`."""
         content = {"format": FORMAT, "shape": self.image_shape, **asdict(self)}
@@ -97,8 +101,27 @@ def read_manifest(folder: Path) -> Manifest:
         del content["shape"]
         content["files"] = {name: File(**file) for name, file in content["files"].items()}
         content["splits"] = {split: Rule(**content["splits"][split]) for split in ("train", "valid", "test")}
-        return Manifest(**content)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
+        manifest = Manifest(**content)
+        _check(manifest)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); prepare the set again") from error
+    return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raises `ValueError` for values that no preparation writes, but a damaged or edited file may have."""
+    numbers = [manifest.image_size, manifest.image_channels, manifest.bits]
+    numbers += [file.count for file in manifest.files.values()]
+    for rule in manifest.splits.values():
+        numbers += [rule.first, rule.count, 0 if rule.permutation is None else rule.permutation]
+    if not all(isinstance(number, int) and 0 <= number < 2**32 for number in numbers):
+        raise ValueError("a size or count is no whole number")
+    for split, rule in manifest.splits.items():
+        if rule.file not in manifest.files or not 0 < rule.count <= manifest.files[rule.file].count - rule.first:
+            raise ValueError(f"the {split} images are not in its files")
+    if not (manifest.variant is None or manifest.variant in VARIANTS):
+        raise ValueError(f"there is no variant {manifest.variant!r}")
+    if any(name.endswith(".txt") for name in manifest.files) and not isinstance(manifest.folder, str):
+        raise ValueError("it does not say in which folder its image files are")

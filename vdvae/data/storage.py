@@ -104,9 +104,11 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], int]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # damaged bytes make NumPy fail in many ways
         raise UserError(f"{path} is no .npy file, or cut off: {error}") from error
-    if not isinstance(array, np.memmap) or array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
+    if not isinstance(array, np.memmap):
+        raise UserError(f"{path} is no .npy file, but an .npz")
+    if array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
         raise UserError(f"{path} must hold uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}")
     return array.shape, array.offset
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from vdvae.model.arguments import Temperature
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
+from vdvae.whole_file import whole_file
 
 SMALLEST_CELL = 64
 """Images are enlarged by a whole factor to about this many pixels, so that a 28-pixel image can be seen."""
@@ -110,13 +111,12 @@ def save_gif(pictures: Sequence[NDArray[np.uint8]], path: Path, milliseconds: in
 
 
 def _save(pixels: NDArray[np.uint8], path: Path, **options: Any) -> None:
+    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+    # Encoded in memory: an image writer that meets a full disk says so more often than once.
+    encoded = iio.imwrite("<bytes>", pixels, extension=path.suffix, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
-    try:
-        iio.imwrite(temporary, pixels[..., 0] if pixels.shape[-1] == 1 else pixels, **options)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        file.write(encoded)
 
 
 def _noise(model: VDVAE, seed: int) -> torch.Generator:

@@ -12,6 +12,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+MOST_BLOCKS = 1_000
+"""In one string; the paper's deepest decoder has 78."""
+NUMBER = "([1-9][0-9]{0,8})"
+
 
 class EncoderSpec(NamedTuple):
     """One bottom-up block."""
@@ -91,13 +95,15 @@ def parse_widths(text: str) -> dict[int, int]:
     """Reads `model.custom_width_str`, `512:32,256:64`, into {resolution: channels}.
 
     Raises:
-        ValueError: an entry that is not `resolution:channels`.
+        ValueError: an entry that is not `resolution:channels`, or a resolution that is there twice.
     """
-    widths = {}
+    widths: dict[int, int] = {}
     for item in filter(None, text.split(",")):
-        match = re.fullmatch(r"\s*([1-9]\d*):([1-9]\d*)\s*", item)
+        match = re.fullmatch(rf"\s*{NUMBER}:{NUMBER}\s*", item)
         if not match:
             raise ValueError(f"model.custom_width_str: {item!r} is not of the form resolution:channels, as in 256:64")
+        if int(match[1]) in widths:
+            raise ValueError(f"model.custom_width_str: resolution {match[1]} is there twice; remove one entry")
         widths[int(match[1])] = int(match[2])
     return widths
 
@@ -122,12 +128,17 @@ def pyramid(image_size: int) -> tuple[str, str]:
 def _items(key: str, text: str, letters: str) -> list[tuple[str, int, str, int]]:
     """Splits a block string into (item, resolution, letter, number); a bare resolution reads as `Rx1`."""
     items = []
+    blocks = 0
     for item in text.split(","):
-        match = re.fullmatch(rf"\s*([1-9]\d*)(?:([{letters}])([1-9]\d*))?\s*", item)
+        match = re.fullmatch(rf"\s*{NUMBER}(?:([{letters}]){NUMBER})?\s*", item)
         if not match:
             forms = " or ".join(f"32{letter}2" for letter in letters)
             raise ValueError(f"{key}: cannot read {item!r}; items look like {forms}")
-        items.append((item.strip(), int(match[1]), match[2] or "x", int(match[3] or 1)))
+        size, letter, number = int(match[1]), match[2] or "x", int(match[3] or 1)
+        blocks += number if letter == "x" else 1
+        if blocks > MOST_BLOCKS:
+            raise ValueError(f"{key}: {item.strip()!r} makes {blocks:,} blocks; {MOST_BLOCKS:,} are the most")
+        items.append((item.strip(), size, letter, number))
     return items
 
 

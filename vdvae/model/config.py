@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +13,9 @@ from vdvae.model.blockspec import (
     parse_encoder_blocks,
     parse_widths,
 )
+
+MOST_CHANNELS = 2**16
+"""Of any one kind; more would be gigabytes for a single convolution."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,19 @@ class ModelConfig:
     input_scale: float = 1 / 127.5
 
     def __post_init__(self) -> None:
-        for key in ("image_size", "width", "zdim", "num_mixtures"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"model.{key} must be at least 1, not {getattr(self, key)}")
+        if self.image_size < 1:
+            raise ValueError(f"model.image_size must be at least 1, not {self.image_size}")
+        for key in ("width", "zdim", "num_mixtures"):
+            if not 1 <= getattr(self, key) <= MOST_CHANNELS:
+                raise ValueError(f"model.{key} must be from 1 to {MOST_CHANNELS}, not {getattr(self, key)}")
+        if not 0 < self.bottleneck_multiple <= 16:
+            raise ValueError(f"model.bottleneck_multiple must be above 0, at most 16, not {self.bottleneck_multiple}")
+        if not math.isfinite(self.input_shift):
+            raise ValueError(f"model.input_shift must be finite, not {self.input_shift}")
+        if not math.isfinite(self.input_scale) or self.input_scale == 0:
+            raise ValueError(f"model.input_scale must be finite and not 0, not {self.input_scale}")
+        if self.no_bias_above < 0:
+            raise ValueError(f"model.no_bias_above must not be negative, not {self.no_bias_above}")
         if self.image_channels not in (1, 3):
             raise ValueError(f"model.image_channels must be 1 or 3, not {self.image_channels}")
         if not 1 <= self.bits <= 8:
@@ -66,9 +80,12 @@ class ModelConfig:
         for resolution in widths.keys() - used:
             raise ValueError(f"model.custom_width_str: no block has resolution {resolution}; remove that entry")
         for resolution in used:
+            width = self.width_at(resolution)
+            if width > MOST_CHANNELS:
+                raise ValueError(f"model.custom_width_str: {width} at {resolution} is above {MOST_CHANNELS}, the most")
             if self.bottleneck_width(resolution) < 1:
                 raise ValueError(
-                    f"model.bottleneck_multiple: {self.bottleneck_multiple} of width {self.width_at(resolution)} "
+                    f"model.bottleneck_multiple: {self.bottleneck_multiple} of width {width} "
                     f"at resolution {resolution} leaves no channel inside a block; raise one of the two"
                 )
 

@@ -1,19 +1,25 @@
-"""Checkpoints: one file each, never half-written, read without executing anything from them."""
+"""Checkpoints: one file each, never half-written, checksummed, read without executing anything from them."""
 
 from __future__ import annotations
 
-import os
+import re
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from vdvae.config import Config, from_dict, to_dict
+from vdvae.config import Config, differing_keys, from_dict, to_dict
 from vdvae.errors import UserError
 from vdvae.safe_load import read_torch_file
+from vdvae.whole_file import whole_file
 
-FORMAT = 1
+FORMAT = 2
+FIXED_KEYS = ("train.batch_size", "train.seed", "data.dataset", "data.variant")
+"""Besides `model`, what a run cannot change half-way: the batches are a function of these."""
+
+Checksums = dict[str, str]
+"""SHA-256 of the data set's files, by name."""
 
 
 class Checkpoint(NamedTuple):
@@ -23,25 +29,36 @@ class Checkpoint(NamedTuple):
     step: int
     """Updates done."""
     config: Config
+    images: Checksums | None
+    """The files that it was trained on; None where that is not known."""
     state: dict[str, Any]
     """`Update.state_dict`: model, ema, optimizer and the rest, on the CPU."""
 
 
-def save(directory: Path, step: int, config: Config, state: dict[str, Any]) -> Path:
+def save(
+    directory: Path,
+    step: int,
+    config: Config,
+    state: dict[str, Any],
+    images: Checksums | None = None,
+    best: int | None = None,
+) -> Path:
     """Writes `directory/step-NNNNNNNN.pt` under a temporary name, flushes it to the disk, and renames it; then
-    deletes all but the last `train.keep_last` and those of every `train.keep_every` steps.
+    deletes all but the last `train.keep_last`, those of every `train.keep_every` steps, and that of step `best`.
+
+    Raises:
+        OSError: it could not be written; the other files are as they were.
     """
     directory.mkdir(exist_ok=True)
     path = directory / f"step-{step:08d}.pt"
-    temporary = path.with_suffix(".pt.tmp")
-    with temporary.open("wb") as file:
-        torch.save({"format": FORMAT, "step": step, "config": to_dict(config), **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    content = {"format": FORMAT, "step": step, "config": to_dict(config), "images": images, **state}
+    with whole_file(path) as file:
+        _write(content, file)
+    # Files of later steps are damaged, or they would have been resumed from: they must not push out good ones.
+    written = [old for old in _newest_first(directory) if _step_of(old) <= step]
     every = config.train.keep_every
-    for old in _newest_first(directory)[config.train.keep_last :]:
-        if not (every and _step_of(old) % every == 0):
+    for old in written[config.train.keep_last :]:
+        if not (every and _step_of(old) % every == 0) and _step_of(old) != best:
             old.unlink()
     return path
 
@@ -70,10 +87,10 @@ def interpret(path: Path, content: Any) -> Checkpoint:
     if version != FORMAT:
         raise UserError(f"{path} has checkpoint format {version}; this version reads format {FORMAT}")
     try:
-        step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
-    except Exception as error:  # damaged bytes can make any values of these
+        step, config, images = content.pop("step"), from_dict(content.pop("config"), str(path)), content.pop("images")
+    except Exception as error:  # whoever wrote it, it may hold any values of these
         raise UserError(f"{path} is damaged: {type(error).__name__}, {error}") from error
-    return Checkpoint(path, step, config, content)
+    return Checkpoint(path, step, config, images, content)
 
 
 def read_run(directory: Path) -> Checkpoint:
@@ -88,8 +105,12 @@ def read_run(directory: Path) -> Checkpoint:
     return found
 
 
-def read_newest(directory: Path) -> Checkpoint | None:
+def read_newest(directory: Path, config: Config | None = None) -> Checkpoint | None:
     """The newest checkpoint of a folder that can be read, or None; says on stderr which it had to pass over.
+
+    Args:
+        directory: its folder.
+        config: that of the run, which passes over checkpoints of others.
 
     Raises:
         UserError: there are checkpoints, and none can be read.
@@ -97,16 +118,36 @@ def read_newest(directory: Path) -> Checkpoint | None:
     paths = _newest_first(directory)
     for path in paths:
         try:
-            return read(path)
-        except UserError as error:
+            found = read(path)
+            if config is not None and (keys := fixed_keys_that_differ(found.config, config)):
+                raise UserError(f"{path} is of a run with other values of {', '.join(keys)}")
+            return found
+        except (UserError, OSError) as error:
             print(f"warning: {error}; trying the one before it", file=sys.stderr)
     if paths:
-        raise UserError(f"none of the {len(paths)} checkpoints in {directory} can be read")
+        raise UserError(
+            f"none of the {len(paths)} checkpoints in {directory} can be read; to begin anew, choose another --run_dir"
+        )
     return None
 
 
+def fixed_keys_that_differ(a: Config, b: Config) -> list[str]:
+    """`section.key` of the values that a run cannot change half-way, and in which these two differ."""
+    return [key for key in differing_keys(a, b) if key.startswith("model.") or key in FIXED_KEYS]
+
+
+def _write(content: Any, file: BinaryIO) -> None:
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # what the system said, which torch.save buries
+            raise error.__context__ from None
+        raise
+
+
 def _newest_first(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*.pt"), key=_step_of, reverse=True)
+    named = [path for path in directory.glob("step-*.pt") if re.fullmatch(r"step-\d+", path.stem, re.ASCII)]
+    return sorted(named, key=_step_of, reverse=True)
 
 
 def _step_of(path: Path) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
+"""Far above what anybody can mean, and below what would end in a lack of memory."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +23,9 @@ class TrainConfig:
     lr: float
     max_steps: int
     """Updates in the whole run."""
-    skip_threshold: float
-    """Updates whose gradient norm is this or more are skipped (paper Section 4, Figure 6)."""
+    skip_threshold: float | Literal["auto"]
+    """Updates whose gradient norm is this or more are skipped (paper Section 4, Figure 6); "auto" finds a number by
+    itself, see `SkipThreshold`."""
     micro_batch: int | None = None
     """The most images one device takes at once; gradients accumulate over the rest."""
     weight_decay: float = 0.0
@@ -43,7 +48,9 @@ class TrainConfig:
     keep_last: int = 2
     """Newest checkpoints that are kept ..."""
     keep_every: int | None = None
-    """... besides those of every so many steps."""
+    """... besides those of every so many steps, and the one with the best validation NLL."""
+    timeout_minutes: float = 10.0
+    """A process that hears nothing from the others for so long ends with an error, and torchrun restarts all."""
     eval_batch: int = 32
     """Images per batch when the NLL is measured."""
     grid_columns: int = 8
@@ -60,9 +67,16 @@ class TrainConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, not {value}")
-        for key in ("lr", "grad_clip", "skip_threshold"):
-            if not getattr(self, key) > 0:
-                raise ValueError(f"train.{key} must be above 0, not {getattr(self, key)}")
+        for key in ("lr", "grad_clip", "skip_threshold", "timeout_minutes"):
+            value = getattr(self, key)
+            if value != "auto" and not value > 0:
+                raise ValueError(f"train.{key} must be above 0, not {value}")
+        for key in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, key)):
+                raise ValueError(f"train.{key} must be finite, not {getattr(self, key)}")
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                raise ValueError(f"train.{key} must be at most {most:,}, not {getattr(self, key):,}")
         for key in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
             if getattr(self, key) < 0:
                 raise ValueError(f"train.{key} must not be negative, not {getattr(self, key)}")

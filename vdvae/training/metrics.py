@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vdvae.distributed import World
 from vdvae.model.vdvae import Terms
+from vdvae.training.threshold import SkipThreshold
 
 
 class Report(NamedTuple):
@@ -33,6 +34,22 @@ class Report(NamedTuple):
     """updates skipped because the loss or the gradient was not finite"""
     skip_streak: int
     """updates skipped in a row, up to now"""
+    skip_threshold: float
+    """the norm from which on the next update is skipped"""
+
+    def streak_message(self, norms: list[float]) -> str:
+        """Why a run ends that skips every update, and what to try (openai/vdvae #25), from `Metrics.recent_norms`."""
+        shown = ", ".join(f"{norm:.4g}" for norm in norms if norm != -1)
+        return (
+            f"error: the last {self.skip_streak} updates were all skipped: train.skip_threshold is "
+            f"{self.skip_threshold:g}, and the last gradient norms were {shown}. "
+            "If these are the usual ones, set it to a larger number or to auto; if the loss has diverged, lower "
+            "train.lr, and remove the checkpoints since then to go on from before"
+        )
+
+
+RECENT = 10
+"""Norms that are remembered, for whoever has to find out why updates are skipped."""
 
 
 class Metrics:
@@ -43,6 +60,7 @@ class Metrics:
         self.updates = torch.zeros(4, device=device)  # finite norms, their sum, skipped, not finite
         self.norm_max = torch.zeros((), device=device)
         self.skip_streak = torch.zeros((), device=device)
+        self.recent_norms = torch.full((RECENT,), -1.0, device=device)  # -1: none yet
 
     @torch.no_grad()
     def add_losses(self, terms: Terms) -> None:
@@ -60,8 +78,9 @@ class Metrics:
         self.updates += torch.stack([finite.float(), finite_norm, 1 - applied, (~finite).float()])
         self.norm_max = torch.maximum(self.norm_max, finite_norm)
         self.skip_streak = (self.skip_streak + 1) * (1 - applied)
+        self.recent_norms = torch.cat([self.recent_norms[1:], norm[None]])
 
-    def report(self, world: World) -> Report:
+    def report(self, world: World, threshold: SkipThreshold) -> Report:
         """Reads the sums, over all processes, and starts anew."""
         count, *losses = world.sum(self.losses.clone()).tolist()
         distortion, rate, *layer_rate = (loss / max(count, 1) / math.log(2) for loss in losses)
@@ -76,6 +95,7 @@ class Metrics:
             int(skipped),
             int(nonfinite),
             int(self.skip_streak.item()),
+            threshold.value.item(),
         )
         self.losses.zero_()
         self.updates.zero_()

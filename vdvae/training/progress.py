@@ -68,6 +68,12 @@ class Progress:
             tqdm.write(text)
             sys.stdout.flush()
 
+    def fail(self, text: str) -> None:
+        """The last line, on stderr."""
+        self.close()
+        if self.shown:
+            print(text, file=sys.stderr)
+
     def close(self) -> None:
         """Leaves the terminal as it was."""
         self.bar.close()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
-from vdvae.config import Config, differing_keys, load_config, save_config
+from vdvae.config import Config, load_config, save_config
 from vdvae.errors import UserError
 from vdvae.training import checkpoint
-from vdvae.training.checkpoint import Checkpoint
+from vdvae.training.checkpoint import Checkpoint, Checksums, fixed_keys_that_differ
+from vdvae.training.lock import lock
 
-FIXED_KEYS = ("train.batch_size", "train.seed", "data.dataset", "data.variant")
-"""Besides `model`, what a run cannot change half-way: the batches are a function of these."""
+LOCK = ".lock"
+CONFIG = "config.yaml"
+BEFORE_IT_BEGINS = {LOCK, f"{CONFIG}.tmp"}
+"""What a process leaves that was killed at the very start."""
 
 
 class RunDirectory(NamedTuple):
@@ -22,7 +25,7 @@ class RunDirectory(NamedTuple):
     @property
     def config_file(self) -> Path:
         """The resolved configuration."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_file(self) -> Path:
@@ -38,32 +41,54 @@ class RunDirectory(NamedTuple):
         """samples/NAME-NNNNNNNN.png"""
         return self.path / "samples" / f"{name}-{step:08d}.png"
 
-    def open(self, config: Config) -> Checkpoint | None:
-        """Checks that `config` may run here, and returns the checkpoint to resume from. Writes nothing.
+    def lock(self, patience: float) -> TextIO:
+        """Takes the directory for this process, until the file that is returned is closed; makes it if need be.
 
         Raises:
-            UserError: something else lives here, or a run whose configuration cannot be continued with this one.
+            UserError: something else lives here, or another process uses it: see `lock.lock`.
+            OSError: it cannot be written.
         """
-        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
-            return None
-        if not self.config_file.is_file():
+        if self.path.exists() and not self._is_new() and not self.config_file.is_file():
             raise UserError(f"{self.path} exists and is not a run directory; choose another --run_dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        return lock(self.path / LOCK, patience)
+
+    def open(self, config: Config, images: Checksums) -> Checkpoint | None:
+        """Checks that `config` may run here on these images, and returns the checkpoint to resume from. Writes nothing.
+
+        Raises:
+            UserError: there is a run that cannot be continued so.
+        """
+        if self._is_new():
+            return None
         there = load_config(str(self.config_file), [])
-        keys = [key for key in differing_keys(there, config) if key.startswith("model.") or key in FIXED_KEYS]
-        if keys:
+        if keys := fixed_keys_that_differ(there, config):
             raise UserError(
                 f"{self.path} holds a run with other values of {', '.join(keys)}; choose another --run_dir to start "
                 "anew, or go on with the values in its config.yaml"
             )
-        newest = checkpoint.read_newest(self.checkpoints)
+        newest = checkpoint.read_newest(self.checkpoints, config)
         if newest and newest.step > config.train.max_steps:
             raise UserError(
                 f"{self.path} has made {newest.step:,} updates already; train.max_steps {config.train.max_steps:,} "
                 "must be at least that, or choose another --run_dir"
             )
+        if newest and newest.images is not None and newest.images != images:
+            raise UserError(
+                f"{self.path} was trained on other files of data set {config.data.dataset} (checksums differ); prepare "
+                "the set as it was, or choose another --run_dir"
+            )
         return newest
 
     def create(self, config: Config) -> None:
-        """Makes the folder and writes the configuration."""
+        """Makes the folder, writes the configuration, and removes what a process left half-written that was killed."""
         self.path.mkdir(parents=True, exist_ok=True)
         save_config(config, self.config_file)
+        for left in self.checkpoints.glob("*.tmp"):
+            left.unlink()
+
+    def _is_new(self) -> bool:
+        """Whether nothing is here, or a folder where nothing was begun."""
+        if not self.path.exists():
+            return True
+        return self.path.is_dir() and all(entry.name in BEFORE_IT_BEGINS for entry in self.path.iterdir())

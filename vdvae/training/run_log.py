@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import sys
+import threading
+from collections.abc import Callable
+from functools import partial
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from vdvae.errors import warn_where_unwritten
 from vdvae.model.vdvae import VDVAE
 from vdvae.training.metrics import Report
 from vdvae.training.run_directory import RunDirectory
+from vdvae.whole_file import whole_file
+
+METRICS = "metrics.jsonl"
 
 
 class RunLog:
     """Writes to a run directory; a resumed run drops what was logged after its checkpoint.
+
+    Where the disk is full, lines of metrics.jsonl wait for the next, and TensorBoard ends; training goes on.
 
     Args:
         directory: exists.
@@ -27,12 +40,27 @@ class RunLog:
 
     def __init__(self, directory: RunDirectory, model: VDVAE, step: int, writes: bool) -> None:
         self.model = model
-        self.metrics: TextIO | None = None
+        self.metrics: FileIO | None = None
         self.board: SummaryWriter | None = None
+        self._unwritten = b""
+        self._valid: dict[int, float | None] = {}
         if writes:
-            _drop_after(directory.metrics_file, step)
-            self.metrics = directory.metrics_file.open("a")
+            for entry in _keep_until(directory.metrics_file, step):
+                if entry["kind"] == "valid":
+                    self._valid[entry["step"]] = entry.get("bits_per_dim")
+            self.metrics = directory.metrics_file.open("ab", buffering=0)
+            threading.excepthook = partial(_unless_tensorboard, threading.excepthook)
             self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
+
+    def has_validated(self, step: int) -> bool:
+        """Whether the validation NLL after `step` updates is known."""
+        return step in self._valid
+
+    @property
+    def best(self) -> int | None:
+        """The number of updates after which the validation NLL was the lowest, if it was measured."""
+        known = {step: value for step, value in self._valid.items() if value is not None}
+        return min(known, key=lambda step: known[step], default=None)
 
     def train(self, step: int, report: Report, learning_rate: float, images_per_second: float) -> None:
         """Logs the means since the last report."""
@@ -52,6 +80,7 @@ class RunLog:
             {
                 "largest_gradient_norm": report.grad_norm_max,
                 "skipped_updates": report.skipped,
+                "skip_threshold": report.skip_threshold,
                 "learning_rate": learning_rate,
                 "images_per_second": images_per_second,
             },
@@ -72,35 +101,80 @@ class RunLog:
         """Logs a measured NLL."""
         self._scalars(step, "bits_per_dim", {split: result["bits_per_dim"]})
         self._line(split, step, result)
+        if split == "valid" and math.isfinite(result["bits_per_dim"]):
+            self._valid[step] = result["bits_per_dim"]
 
     def picture(self, step: int, name: str, grid: NDArray[np.uint8]) -> None:
         """Shows a grid, uint8 [H, W, C], in TensorBoard."""
-        if self.board:
-            self.board.add_image(f"images/{name}", grid, step, dataformats="HWC")
+        self._show(lambda board: board.add_image(f"images/{name}", grid, step, dataformats="HWC"))
+
+    def sync(self) -> None:
+        """Brings metrics.jsonl to the disk: before the checkpoint that goes on from there."""
+        if self.metrics:
+            with warn_where_unwritten(METRICS):
+                os.fsync(self.metrics)
 
     def close(self) -> None:
         """Writes out what is still in memory."""
-        if self.metrics and self.board:
+        if self.metrics:
+            self._write()
             self.metrics.close()
-            self.board.close()
+        self._show(lambda board: board.close())
 
     def _scalars(self, step: int, group: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._show(
+                    partial(SummaryWriter.add_scalar, tag=f"{group}/{name}", scalar_value=value, global_step=step)
+                )
+
+    def _show(self, write: Callable[[SummaryWriter], None]) -> None:
         if self.board:
-            for name, value in values.items():
-                self.board.add_scalar(f"{group}/{name}", value, step)
+            board, self.board = self.board, None
+            with warn_where_unwritten("the TensorBoard log, and what comes after,"):
+                write(board)
+                self.board = board
 
     def _line(self, kind: str, step: int, values: dict[str, Any]) -> None:
         if self.metrics:
-            self.metrics.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-            self.metrics.flush()
+            # Through JSON and back, because NaN and infinities have no place there.
+            finite = json.loads(json.dumps(values), parse_constant=lambda _name: None)
+            self._unwritten += (json.dumps({"kind": kind, "step": step, **finite}) + "\n").encode()
+            self._write()
+
+    def _write(self) -> None:
+        assert self.metrics
+        with warn_where_unwritten(METRICS):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self.metrics.write(self._unwritten) :]
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keeps the lines up to a step: what came after it, and the test, is about to be done again."""
+def _unless_tensorboard(hook: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands an error on to the next who writes, where it is told without a traceback."""
+    if not (isinstance(args.exc_value, OSError) and "tensorboard" in type(args.thread).__module__):
+        hook(args)
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keeps the lines up to a step, and returns them: what came after it, and the test, is about to be done again.
+    Lines that are no JSON, such as one that was cut off, are dropped, and counted on stderr.
+    """
     if not path.exists():
-        return
-    lines = [(line, json.loads(line)) for line in path.read_text().splitlines(keepends=True)]
-    kept = [line for line, entry in lines if entry["step"] <= step and entry["kind"] != "test"]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+        return []
+    kept, entries, damaged = [], [], 0
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+            keep = entry["step"] <= step and entry["kind"] != "test"
+        except (ValueError, TypeError, KeyError, RecursionError):
+            damaged += 1
+            continue
+        if keep:
+            kept.append(line + b"\n")
+            entries.append(entry)
+    if damaged:
+        lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
+        print(f"warning: {path}: {lines} dropped", file=sys.stderr)
+    with whole_file(path) as file:
+        file.writelines(kept)
+    return entries

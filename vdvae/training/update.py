@@ -17,8 +17,9 @@ from vdvae.noise import Purpose, generator
 from vdvae.precision import autocast, set_matmul_precision
 from vdvae.training.config import TrainConfig
 from vdvae.training.ema import EMA
-from vdvae.training.metrics import Metrics
+from vdvae.training.metrics import Metrics, Report
 from vdvae.training.optimizer import learning_rate, make_optimizer
+from vdvae.training.threshold import SkipThreshold
 
 FP16_FIRST_SCALE = 2.0**16
 FP16_GROWTH_INTERVAL = 2000
@@ -44,6 +45,7 @@ class Update:
         self.world = world
         self.ema = EMA(model, config.ema_decay)
         self.optimizer = make_optimizer(model, config)
+        self.threshold = SkipThreshold(config.skip_threshold, world.device)
         self.metrics = Metrics(model.num_layers, world.device)
         self.loss_scale = torch.ones((), device=world.device)
         self.good_updates = torch.zeros((), device=world.device)
@@ -58,16 +60,22 @@ class Update:
             self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
     def __call__(self, images: Tensor, step: int) -> None:
-        """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W]."""
+        """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W].
+
+        The noise of a micro-batch is a function of its place in the global batch, not of the process: where the
+        micro-batches are the same ones, the loss is that of any number of processes.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, step)
-        noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, self.world.rank, step)
         pieces = -(-len(images) // (self.config.micro_batch or len(images)))
+        first = self.world.rank * len(images)
         for i, piece in enumerate(images.tensor_split(pieces)):
             is_last = i == pieces - 1
+            noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, first, step)
             with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
                 self._backward(piece, len(images), noise)
-        self._apply()
+            first += len(piece)
+        self._apply(step)
 
     def _backward(self, images: Tensor, share: int, noise: torch.Generator) -> None:
         """Adds the gradient of some images' part of the mean over this process's share."""
@@ -78,10 +86,10 @@ class Update:
         self.metrics.add_losses(terms)
 
     @torch.no_grad()
-    def _apply(self) -> None:
+    def _apply(self, step: int) -> None:
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         norm = get_total_norm(gradients) / self.loss_scale
-        applied = (norm < self.config.skip_threshold).float()  # false for NaN
+        applied = (norm < self.threshold.value).float()  # false for NaN
         clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         self.optimizer.grad_scale = self.loss_scale / clip  # type: ignore[attr-defined]
         self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]
@@ -89,6 +97,7 @@ class Update:
         self.optimizer.zero_grad()
         self.ema.update(applied)
         self.metrics.add_update(norm, applied)
+        self.threshold.add(norm, step)
         if self.config.precision == "fp16":
             self._adapt_loss_scale(torch.isfinite(norm))
 
@@ -99,6 +108,10 @@ class Update:
         self.loss_scale = self.loss_scale * torch.where(finite, 1.0 + grow.float(), 0.5)
         self.good_updates = self.good_updates * ~grow
 
+    def report(self) -> Report:
+        """What happened since the last report. Every process must call this."""
+        return self.metrics.report(self.world, self.threshold)
+
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on as if nothing had happened. Every process must call this."""
         return {
@@ -106,6 +119,7 @@ class Update:
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics.state_dict(self.world),
+            "threshold": self.threshold.state_dict(),
             "loss_scale": self.loss_scale,
             "good_updates": self.good_updates,
         }
@@ -116,5 +130,6 @@ class Update:
         self.ema.model.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.metrics.load_state_dict(state["metrics"], self.world)
+        self.threshold.load_state_dict(state["threshold"])
         self.loss_scale.copy_(state["loss_scale"])
         self.good_updates.copy_(state["good_updates"])

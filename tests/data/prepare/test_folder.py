@@ -66,7 +66,7 @@ def test_from_a_folder_to_a_training_step(tmp_path: Path, prepare: Prepare) -> N
     config, splits = opened(tmp_path, *tiny_model(20, 1), "train.batch_size=4")
     update = Update(VDVAE(config.model), config.train, ALONE)
     update(next(training_batches(splits.train, BatchOrder(len(splits.train), 4, 0), 0, ALONE, config.data)), 0)
-    report = update.metrics.report(ALONE)
+    report = update.report()
     assert (report.skipped, math.isfinite(report.grad_norm_mean)) == (0, True)
 
     before = contents(tmp_path)

@@ -77,7 +77,7 @@ def test_from_the_archive_to_a_training_step(layout: str, tmp_path: Path) -> Non
     before = [p.detach().clone() for p in model.parameters()]
     update = Update(model, config.train, ALONE)
     update(next(batches), 0)
-    assert update.metrics.report(ALONE).skipped == 0
+    assert update.report().skipped == 0
     assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 

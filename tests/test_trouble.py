@@ -1,0 +1,283 @@
+"""Whatever happens to a run: the same command goes on, and what comes out is that of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import PIPE, Popen
+
+import pytest
+
+from tests.conftest import ROOT, TINY, Command, run_command
+from tests.test_train import assert_same_tensors, log_of
+from vdvae.training import checkpoint
+
+TRAIN = ("train.py", "--hps", str(TINY), "--run_dir", "run")
+
+
+def start(folder: Path, *settings: str, site: Path | None = None) -> Popen[str]:
+    """train.py on the tiny model in `folder/run`, not waited for."""
+    path = os.pathsep.join(map(str, [*([site] if site else []), ROOT]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, str(ROOT / TRAIN[0]), *TRAIN[1:], *settings]
+    return Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    gives_up = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < gives_up
+        time.sleep(0.002)
+
+
+def checkpoints(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("*"))
+
+
+def assert_same_run(run: Path, undisturbed: Path) -> None:
+    """The last checkpoint, bit for bit, and every line of the log."""
+    last = max((undisturbed / "checkpoints").glob("*.pt")).name
+    a, b = checkpoint.read(run / "checkpoints" / last), checkpoint.read(undisturbed / "checkpoints" / last)
+    assert_same_tensors(a.state, b.state)
+    assert log_of(run) == log_of(undisturbed)
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of 60 updates, with validations; LONGER are its settings."""
+    folder = tmp_path_factory.mktemp("longer")
+    result = run_command(folder, *TRAIN, *LONGER)
+    assert result.returncode == 0, result.stderr
+    return folder / "run"
+
+
+LONGER = ["train.max_steps=60", "train.valid_every=20", "train.print_every=7", "train.keep_last=3"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_the_same_command_goes_on(number: int, longer: Path, tmp_path: Path) -> None:
+    with start(tmp_path, *LONGER) as process:
+        wait_for(lambda: bool(checkpoints(tmp_path / "run")))
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == 128 + number
+    assert err == f"\n{signal.Signals(number).name}: finishing this update and saving; once more ends at once\n"
+    assert "; the same command goes on from there\n" in out
+    step = checkpoint.read_run(tmp_path / "run").step
+    assert f"ended after step {step} of 60" in out
+    again = run_command(tmp_path, *TRAIN, *LONGER)
+    assert f"resuming after step {step}" in again.stdout
+    assert_same_run(tmp_path / "run", longer)
+
+
+def test_a_signal_during_validation_ends_at_once_and_loses_nothing(longer: Path, tmp_path: Path) -> None:
+    """The checkpoint is written before, and the validation made by the run that goes on."""
+    with start(tmp_path, *LONGER) as process:
+        wait_for(lambda: "step-00000020.pt" in checkpoints(tmp_path / "run"))
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 143
+    assert err == "\nSIGTERM: ending\n"
+    assert checkpoint.read_run(tmp_path / "run").step == 20
+    again = run_command(tmp_path, *TRAIN, *LONGER)
+    assert "resuming after step 20" in again.stdout
+    assert_same_run(tmp_path / "run", longer)
+
+
+def test_torchrun_passes_on_a_signal_and_all_processes_end_together(tmp_path: Path, command: Command) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / TRAIN[0])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    arguments = [*TRAIN[1:], "train.max_steps=100000"]
+    launch = [sys.executable, *torchrun, *arguments]
+    with Popen(launch, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
+        wait_for(lambda: bool(checkpoints(tmp_path / "run")))
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    step = checkpoint.read_run(tmp_path / "run").step
+    assert f"ended after step {step} of 100,000" in out.replace(f"{step:,}", str(step))
+    assert err.count("SIGTERM: finishing this update") == 1
+    assert "lost the others" not in err
+
+
+def test_max_steps_and_max_hours_end_a_run_that_goes_on(command: Command, finished_run: Path, tmp_path: Path) -> None:
+    first = command(*TRAIN, "--max_steps", 2)
+    assert first.returncode == 0
+    assert "ended after step 2 of 6; the same command goes on from there" in first.stdout
+    assert checkpoints(tmp_path / "run") == ["step-00000002.pt"]
+    second = command(*TRAIN, "--max_hours", 1e-9)
+    assert second.returncode == 0
+    assert "ended after step 3 of 6" in second.stdout
+    assert command(*TRAIN, "--max_steps", 99, "--max_hours", 1).returncode == 0
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+DIES = """
+import itertools, os
+flush, number = os.fsync, itertools.count(1)
+os.fsync = lambda file: os.kill(os.getpid(), 9) if next(number) == int(os.environ["DIES"]) else flush(file)
+"""
+
+
+def test_kill_9_while_files_are_written(longer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other where config.yaml, the log, and a checkpoint and its name are brought to the disk;
+    scripts/soak.py kills at random moments.
+    """
+    (tmp_path / "sitecustomize.py").write_text(DIES)
+    for flush in (1, 4, 7, 10, 9, 3):
+        monkeypatch.setenv("DIES", str(flush))
+        with start(tmp_path, *LONGER, site=tmp_path) as process:
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    assert checkpoint.read_run(tmp_path / "run").step == 12
+    assert run_command(tmp_path, *TRAIN, *LONGER).returncode == 0
+    assert_same_run(tmp_path / "run", longer)
+    assert not any(name.endswith(".tmp") for name in checkpoints(tmp_path / "run"))
+
+
+def test_a_second_run_in_the_same_directory_is_refused(command: Command, tmp_path: Path) -> None:
+    with start(tmp_path, "train.max_steps=100000") as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = sorted(tmp_path.rglob("*.yaml"))
+        second = command(*TRAIN)
+        process.kill()
+        process.communicate()
+    assert second.returncode == 2
+    assert second.stderr.startswith(f"error: run is in use by process {process.pid} on ")
+    assert second.stderr.count("\n") == 1
+    assert sorted(tmp_path.rglob("*.yaml")) == before
+    assert command(*TRAIN, "train.max_steps=100000", "--max_steps", 1).returncode == 0
+
+
+def test_1_2_and_4_processes_have_the_same_losses(tmp_path: Path) -> None:
+    """Up to the order of summation: the noise of a micro-batch is a function of its place in the global batch."""
+    logs = []
+    for processes in (0, 2, 4):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        settings = ["train.micro_batch=2", "train.print_every=1"]
+        result = run_command(folder, *TRAIN, *settings, processes=processes)
+        assert result.returncode == 0, result.stderr
+        logs.append([line for line in log_of(folder / "run") if line["kind"] == "train"])
+    for one, *others in zip(*logs, strict=True):
+        for other in others:
+            assert other["bits_per_dim"] == pytest.approx(one["bits_per_dim"], rel=1e-6)
+            assert other["grad_norm_max"] == pytest.approx(one["grad_norm_max"], rel=1e-4)
+
+
+def test_another_number_of_processes_goes_on(command: Command, tmp_path: Path, finished_run: Path) -> None:
+    """With the same batches; the losses between two reports are not lost."""
+    assert command(*TRAIN, "--max_steps", 3, "train.micro_batch=4", processes=2).returncode == 0
+    assert command(*TRAIN, "train.micro_batch=4").returncode == 0
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert run_command(alone, *TRAIN, "train.micro_batch=4").returncode == 0
+    for ours, undisturbed in zip(log_of(tmp_path / "run"), log_of(alone / "run"), strict=True):
+        assert ours["bits_per_dim"] == pytest.approx(undisturbed["bits_per_dim"], rel=1e-5)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """`tmp_path/run` as a file system of its own, with room for two checkpoints."""
+    run = tmp_path / "run"
+    run.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(run)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    yield run
+    subprocess.run(["umount", str(run)], check=True)
+
+
+def test_a_full_disk(command: Command, small_disk: Path, finished_run: Path) -> None:
+    """The last checkpoint cannot be written: one sentence, the one before is untouched, and with room it goes on."""
+    assert command(*TRAIN, "--max_steps", 3).returncode == 0
+    before = (small_disk / "checkpoints/step-00000003.pt").read_bytes()
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file:
+        file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 100_000))
+    full = command(*TRAIN)
+    assert full.returncode == 1
+    failure = "the checkpoint after step 6 could not be written: No space left on device (run/checkpoints)"
+    assert f"\nerror: {failure}\n" in full.stderr
+    assert f"warning: {failure}; those before it are untouched, and training goes on\n" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert checkpoints(small_disk) == ["step-00000003.pt"]
+    assert (small_disk / "checkpoints/step-00000003.pt").read_bytes() == before
+
+    with ballast.open("ab") as file, pytest.raises(OSError, match="No space left"):
+        file.write(bytes(10**6))
+    fuller = command(*TRAIN)
+    assert fuller.returncode == 2
+    assert fuller.stderr == "error: [Errno 28] No space left on device\n"
+
+    ballast.unlink()
+    assert command(*TRAIN).returncode == 0
+    assert_same_run(small_disk, finished_run)
+
+
+def test_a_read_only_directory(command: Command, small_disk: Path) -> None:
+    """Permissions would not keep root from writing."""
+    assert command(*TRAIN, "--max_steps", 3).returncode == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    result = command(*TRAIN)
+    assert result.returncode == 2
+    assert result.stderr == "error: [Errno 30] Read-only file system: 'run/.lock'\n"
+    assert result.stdout == ""
+
+
+def test_damage_is_told_and_the_checkpoint_before_is_used(command: Command, finished_run: Path, tmp_path: Path) -> None:
+    """A bit flipped in the newest checkpoint, and the log cut off in the middle of a line."""
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    newest = run / "checkpoints/step-00000006.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 16
+    newest.write_bytes(content)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "tr')
+    result = command(*TRAIN)
+    assert result.returncode == 0
+    first, second = result.stderr.splitlines()
+    assert first.startswith("warning: run/checkpoints/step-00000006.pt is cut off, damaged")
+    assert first.endswith("trying the one before it")
+    assert second == "warning: run/metrics.jsonl: 1 damaged line is dropped"
+    assert_same_run(run, finished_run)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(command: Command, run: Path) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    result = command(*TRAIN)
+    assert result.returncode == 2
+    assert "error: none of the 2 checkpoints in run/checkpoints can be read; to begin anew" in result.stderr
+    assert result.stdout == ""
+
+
+def test_other_images_under_the_same_name_are_refused(run: Path, command: Command) -> None:
+    """A set that was prepared again, from a part of it, say."""
+    found = checkpoint.read_run(run)
+    checkpoint.save(run / "checkpoints", 6, found.config, found.state, {"t10k-images-idx3-ubyte.gz": "0" * 64})
+    result = command(*TRAIN)
+    assert result.returncode == 2
+    assert "error: run was trained on other files of data set fashion_mnist_9k_1k (checksums differ)" in result.stderr
+
+
+def test_a_clock_that_jumps(finished_run: Path, tmp_path: Path) -> None:
+    """By years, back and forth: files are told apart by their steps, and times are taken from a clock that does not."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import itertools, time\n"
+        "real, jumps = time.time, itertools.cycle([0, -3e8, 3e8, -1e6])\n"
+        "time.time = lambda: real() + next(jumps)\n"
+    )
+    for limit in (["--max_steps", "4", "--max_hours", "1"], []):
+        with start(tmp_path, *limit, site=tmp_path) as process:
+            out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert " left, " in out
+        assert "-" not in "".join(line for line in out.splitlines() if line.startswith("step "))
+    assert_same_run(tmp_path / "run", finished_run)

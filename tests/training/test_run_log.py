@@ -1,0 +1,96 @@
+"""metrics.jsonl: what a resumed run keeps of it, whatever it finds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdvae import VDVAE
+from vdvae.config import Config
+from vdvae.training.metrics import Report
+from vdvae.training.run_directory import RunDirectory
+from vdvae.training.run_log import RunLog
+
+
+def line(kind: str, step: int, **values: object) -> str:
+    return json.dumps({"kind": kind, "step": step, **values}) + "\n"
+
+
+def reopened(content: bytes, step: int, tiny: Config, folder: Path) -> RunLog:
+    """The log of a run that goes on after `step` updates, closed."""
+    (folder / "metrics.jsonl").write_bytes(content)
+    log = RunLog(RunDirectory(folder), VDVAE(tiny.model), step, writes=True)
+    log.close()
+    return log
+
+
+def test_later_lines_and_the_test_are_dropped(tiny: Config, tmp_path: Path) -> None:
+    lines = [line("train", 2), line("valid", 4, bits_per_dim=3.0), line("train", 6), line("test", 4)]
+    log = reopened("".join(lines).encode(), 4, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
+    assert log.has_validated(4)
+    assert not log.has_validated(2)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"kind": "train", "st', b"\xff\x00", b"[1]", b'{"kind": "train"}', b'{"step": "a", "kind": 1}', b"[" * 9999],
+)
+def test_a_damaged_line_is_dropped_and_told(
+    damage: bytes, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that was cut off, last of all."""
+    good = line("train", 2).encode()
+    reopened(good + damage, 9, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+    assert capsys.readouterr().err == f"warning: {tmp_path}/metrics.jsonl: 1 damaged line is dropped\n"
+
+
+def test_a_line_without_its_end_is_kept(tiny: Config, tmp_path: Path) -> None:
+    good = line("train", 2).encode()
+    reopened(good.rstrip(), 9, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
+def test_the_best_validation(tiny: Config, tmp_path: Path) -> None:
+    values = {1: 3.0, 2: 2.0, 3: 2.0, 4: None}
+    lines = [line("valid", step, bits_per_dim=value) for step, value in values.items()]
+    assert reopened("".join(lines).encode(), 9, tiny, tmp_path).best == 2
+    assert reopened(b"", 9, tiny, tmp_path).best is None
+
+
+def test_numbers_that_are_not_finite_are_null(tiny: Config, tmp_path: Path) -> None:
+    """NaN is no JSON."""
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=True)
+    log.train(1, Report(math.nan, 0.0, 0.0, [0.0] * 3, 0.0, 0.0, 1, 1, 1, math.inf), 1e-3, 1.0)
+    log.evaluation(1, "valid", {"bits_per_dim": math.nan})
+    log.close()
+    train, valid = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert train["bits_per_dim"] is train["skip_threshold"] is valid["bits_per_dim"] is None
+    assert log.best is None
+
+
+def test_lines_wait_for_room_on_the_disk(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full is always full; a real file takes half a line and then no more."""
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=True)
+    assert log.metrics is not None
+    disk, log.metrics = log.metrics, open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+    with log.metrics:
+        log.evaluation(1, "valid", {"bits_per_dim": 3.0})
+    assert "warning: metrics.jsonl could not be written: No space left on device; training" in capsys.readouterr().err
+    log.metrics = disk
+    log.evaluation(2, "valid", {"bits_per_dim": 2.0})
+    log.close()
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_process_that_does_not_write(tiny: Config, tmp_path: Path) -> None:
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=False)
+    log.evaluation(1, "valid", {"bits_per_dim": torch.tensor(3.0).item()})
+    log.sync()
+    log.close()
+    assert not list(tmp_path.iterdir())

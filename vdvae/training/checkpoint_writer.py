@@ -1,0 +1,63 @@
+"""Checkpoints written while training goes on."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vdvae.config import Config
+from vdvae.tensor_tree import map_tensors
+from vdvae.training import checkpoint
+from vdvae.training.checkpoint import Checksums
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time, while training goes on.
+
+    Training waits while the state is copied to host memory, and for a write that is not done when the next begins. A
+    write that fails (a full disk) is told on stderr and leaves the files as they were; training goes on to the next.
+    As a context manager, it waits for the last write, whatever happens.
+    """
+
+    def __init__(self, directory: Path, config: Config, images: Checksums) -> None:
+        self.directory = directory
+        self.config = config
+        self.images = images
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[str | None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def save(self, step: int, state: dict[str, Any], best: int | None) -> None:
+        """Copies `Update.state_dict` after `step` updates and lets it be written; `best` is the step of a checkpoint
+        that is kept besides those of `train.keep_last` and `train.keep_every`.
+        """
+        self.failure()
+        copy = map_tensors(lambda tensor: tensor.to("cpu", copy=True), state)
+        self._writing = self._thread.submit(self._write, step, copy, best)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last checkpoint is not there yet."""
+        return self._writing is not None and not self._writing.done()
+
+    def failure(self) -> str | None:
+        """Why the last checkpoint could not be written, None where it was; waits until that is known."""
+        return self._writing.result() if self._writing else None
+
+    def _write(self, step: int, state: dict[str, Any], best: int | None) -> str | None:
+        try:
+            checkpoint.save(self.directory, step, self.config, state, self.images, best)
+        except OSError as error:
+            reason = f"the checkpoint after step {step:,} could not be written: {error.strerror} ({self.directory})"
+            tqdm.write(f"warning: {reason}; those before it are untouched, and training goes on", file=sys.stderr)
+            return reason
+        return None
