@@ -103,7 +103,7 @@ class Soak:
             self.finish(self.command(f"by{count}", steps, *every, torchrun=launch))
             losses[count] = self.losses(f"by{count}")
         apart = {f"{count} processes": differences(losses[1], losses[count]) for count in (2, 4)}
-        passed = all(figures["first 10 updates"] < 1e-5 for figures in apart.values())
+        passed = all(figures["10 updates"] < 1e-5 for figures in apart.values())
         return {"passed": passed, "largest_relative_difference_to_1_process": apart}
 
     def hosts(self) -> dict[str, Any]:
@@ -116,11 +116,11 @@ class Soak:
             both = {host: self.start_host(host, steps, *settings) for host in ADDRESSES}
             left = both["left"]
             history = {"both, until the cut": self.progress(150, left)}
-            ip("-n left link set link down")
+            ip("-n left link set wire down")
             history["one, until the other is back"] = self.progress(150, left)
             os.killpg(both["right"].pid, signal.SIGKILL)
             both["right"].wait()
-            ip("-n left link set link up")
+            ip("-n left link set wire up")
             both["right"] = self.start_host("right", steps, *settings)
             for process in both.values():
                 self.await_success(process)
@@ -172,7 +172,7 @@ class Soak:
         """In a process group of its own, with one thread per process; `said` has what it says."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TRAIN.parent)}
         environment |= (
-            {"GLOO_SOCKET_IFNAME": "link", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if "netns" in command else {}
+            {"GLOO_SOCKET_IFNAME": "wire", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if "netns" in command else {}
         )
         with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as output:
             process = Popen(
@@ -307,7 +307,7 @@ def children(process: Popen[bytes]) -> set[int]:
 def differences(a: list[float], b: list[float]) -> dict[str, float]:
     """The largest relative difference of two losses, over the first updates and over all."""
     apart = [abs(x - y) / abs(x) for x, y in zip(a, b, strict=True)]
-    return {f"first {n} updates": max(apart[:n]) for n in (1, 10, len(apart))}
+    return {f"{n} updates": max(apart[:n]) for n in (1, 10, len(apart))}
 
 
 def connect() -> str:
@@ -316,11 +316,11 @@ def connect() -> str:
     try:
         for host in ADDRESSES:
             ip(f"netns add {host}")
-        ip("link add link netns left type veth peer name link netns right")
+        ip("link add wire netns left type veth peer name wire netns right")
         for host, address in ADDRESSES.items():
-            ip(f"-n {host} addr add {address}/24 dev link")
+            ip(f"-n {host} addr add {address}/24 dev wire")
             ip(f"-n {host} link set lo up")
-            ip(f"-n {host} link set link up")
+            ip(f"-n {host} link set wire up")
     except (subprocess.CalledProcessError, FileNotFoundError) as error:
         disconnect()
         return " ".join(str(getattr(error, "stderr", error)).split())

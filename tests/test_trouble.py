@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -21,11 +21,12 @@ from vdvae.training import checkpoint
 TRAIN = ("train.py", "--hps", str(TINY), "--run_dir", "run")
 
 
-def start(folder: Path, *settings: str, site: Path | None = None) -> Popen[str]:
-    """train.py on the tiny model in `folder/run`, not waited for."""
+def start(folder: Path, *settings: str, site: Path | None = None, torchrun: Sequence[str] = ()) -> Popen[str]:
+    """train.py on the tiny model in `folder/run`, not waited for; `site` has a sitecustomize.py that disturbs it."""
     path = os.pathsep.join(map(str, [*([site] if site else []), ROOT]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    command = [sys.executable, str(ROOT / TRAIN[0]), *TRAIN[1:], *settings]
+    launch = ["-m", "torch.distributed.run", "--standalone", *torchrun] if torchrun else []
+    command = [sys.executable, *launch, str(ROOT / TRAIN[0]), *TRAIN[1:], *settings]
     return Popen(command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE, text=True)
 
 
@@ -90,12 +91,8 @@ def test_a_signal_during_validation_ends_at_once_and_loses_nothing(longer: Path,
     assert_same_run(tmp_path / "run", longer)
 
 
-def test_torchrun_passes_on_a_signal_and_all_processes_end_together(tmp_path: Path, command: Command) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / TRAIN[0])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    arguments = [*TRAIN[1:], "train.max_steps=100000"]
-    launch = [sys.executable, *torchrun, *arguments]
-    with Popen(launch, cwd=tmp_path, env=environment, stdout=PIPE, stderr=PIPE, text=True) as process:
+def test_torchrun_passes_on_a_signal_and_all_processes_end_together(tmp_path: Path) -> None:
+    with start(tmp_path, "train.max_steps=100000", torchrun=["--nproc_per_node=2"]) as process:
         wait_for(lambda: bool(checkpoints(tmp_path / "run")))
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
@@ -138,6 +135,32 @@ def test_kill_9_while_files_are_written(longer: Path, tmp_path: Path, monkeypatc
     assert run_command(tmp_path, *TRAIN, *LONGER).returncode == 0
     assert_same_run(tmp_path / "run", longer)
     assert not any(name.endswith(".tmp") for name in checkpoints(tmp_path / "run"))
+
+
+DIES_ONCE = """
+import os, threading, time
+def die():
+    while not os.path.exists("run/checkpoints/step-00000009.pt"):
+        time.sleep(0.001)
+    os.kill(os.getpid(), 9)
+if os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    threading.Thread(target=die, daemon=True).start()
+"""
+
+
+def test_one_of_two_processes_dies_and_torchrun_restarts_both(tmp_path: Path) -> None:
+    logs = []
+    for site in (None, tmp_path):
+        folder = tmp_path / ("disturbed" if site else "undisturbed")
+        folder.mkdir()
+        (tmp_path / "sitecustomize.py").write_text(DIES_ONCE)
+        with start(folder, *LONGER, site=site, torchrun=["--nproc_per_node=2", "--max_restarts=1"]) as process:
+            out, err = process.communicate()
+        assert process.returncode == 0, err
+        logs.append(out + err)
+    assert "lost the others; the same command resumes" in logs[1]
+    assert "2 x cpu, resuming after step " in logs[1]
+    assert_same_run(tmp_path / "disturbed/run", tmp_path / "undisturbed/run")
 
 
 def test_a_second_run_in_the_same_directory_is_refused(command: Command, tmp_path: Path) -> None:

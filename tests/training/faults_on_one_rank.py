@@ -1,4 +1,4 @@
-"""Run by torchrun with 2 processes: what goes wrong on one is skipped by both, and training is as if it had not been."""
+"""Run by torchrun with 2 processes: what goes wrong on one is skipped by both, and training comes to its usual loss."""
 
 from __future__ import annotations
 
