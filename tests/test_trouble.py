@@ -233,11 +233,11 @@ def test_a_full_disk(command: Command, small_disk: Path, finished_run: Path) -> 
     assert checkpoints(small_disk) == ["step-00000003.pt"]
     assert (small_disk / "checkpoints/step-00000003.pt").read_bytes() == before
 
-    with ballast.open("ab") as file, pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left"), ballast.open("ab") as file:
         file.write(bytes(10**6))
     fuller = command(*TRAIN)
     assert fuller.returncode == 2
-    assert fuller.stderr == "error: [Errno 28] No space left on device\n"
+    assert fuller.stderr == "error: [Errno 28] No space left on device: 'run/config.yaml'\n"
 
     ballast.unlink()
     assert command(*TRAIN).returncode == 0
@@ -250,7 +250,8 @@ def test_a_read_only_directory(command: Command, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     result = command(*TRAIN)
     assert result.returncode == 2
-    assert result.stderr == "error: [Errno 30] Read-only file system: 'run/.lock'\n"
+    said = "error: run directory run cannot be written: Read-only file system; mend that, or choose another --run_dir\n"
+    assert result.stderr == said
     assert result.stdout == ""
 
 
@@ -277,7 +278,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(command: Co
         path.write_bytes(b"")
     result = command(*TRAIN)
     assert result.returncode == 2
-    assert "error: none of the 2 checkpoints in run/checkpoints can be read; to begin anew" in result.stderr
+    assert "error: none of the 2 checkpoints in run/checkpoints can be read; put a good one there, or" in result.stderr
     assert result.stdout == ""
 
 

@@ -125,9 +125,7 @@ def read_newest(directory: Path, config: Config | None = None) -> Checkpoint | N
         except (UserError, OSError) as error:
             print(f"warning: {error}; trying the one before it", file=sys.stderr)
     if paths:
-        raise UserError(
-            f"none of the {len(paths)} checkpoints in {directory} can be read; to begin anew, choose another --run_dir"
-        )
+        raise UserError(f"none of the {len(paths)} checkpoints in {directory} can be read")
     return None
 
 

@@ -45,13 +45,18 @@ class RunDirectory(NamedTuple):
         """Takes the directory for this process, until the file that is returned is closed; makes it if need be.
 
         Raises:
-            UserError: something else lives here, or another process uses it: see `lock.lock`.
-            OSError: it cannot be written.
+            UserError: something else lives here, it cannot be written, or another process uses it: see `lock.lock`.
         """
         if self.path.exists() and not self._is_new() and not self.config_file.is_file():
             raise UserError(f"{self.path} exists and is not a run directory; choose another --run_dir")
-        self.path.mkdir(parents=True, exist_ok=True)
-        return lock(self.path / LOCK, patience)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return lock(self.path / LOCK, patience)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(
+                f"run directory {self.path} cannot be written: {reason}; mend that, or choose another --run_dir"
+            ) from error
 
     def open(self, config: Config, images: Checksums) -> Checkpoint | None:
         """Checks that `config` may run here on these images, and returns the checkpoint to resume from. Writes nothing.
@@ -67,7 +72,10 @@ class RunDirectory(NamedTuple):
                 f"{self.path} holds a run with other values of {', '.join(keys)}; choose another --run_dir to start "
                 "anew, or go on with the values in its config.yaml"
             )
-        newest = checkpoint.read_newest(self.checkpoints, config)
+        try:
+            newest = checkpoint.read_newest(self.checkpoints, config)
+        except UserError as error:
+            raise UserError(f"{error}; put a good one there, or choose another --run_dir to begin anew") from error
         if newest and newest.step > config.train.max_steps:
             raise UserError(
                 f"{self.path} has made {newest.step:,} updates already; train.max_steps {config.train.max_steps:,} "
