@@ -120,7 +120,7 @@ def run(
 
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
     images = training_batches(splits.train, order, first_step, world, config.data)
-    writer = CheckpointWriter(directory.checkpoints, config, splits.manifest.checksums())
+    writer = CheckpointWriter(directory, config, splits.manifest.checksums())
     with closing(RunLog(directory, model, first_step, writes=world.is_main)) as log, writer, interruption:
 
         def validate(done: int) -> None:
@@ -153,7 +153,6 @@ def run(
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
                     if world.is_main:
-                        log.sync()
                         writer.save(done, state, log.best)
                 if reason:
                     break

@@ -34,6 +34,7 @@ from vdvae.results import prepare_result, write_result
 from vdvae.tensor_tree import map_tensors
 from vdvae.training import checkpoint
 from vdvae.training.checkpoint_writer import CheckpointWriter
+from vdvae.training.run_directory import RunDirectory
 from vdvae.training.update import Update
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -146,7 +147,10 @@ class Soak:
         update = Update(VDVAE(config.model), config.train, world)
         update(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 0)  # now Adam has moments
         seconds: dict[str, list[float]] = {"copy": [], "write": [], "longest pause of the training thread": []}
-        with CheckpointWriter(self.folder / "stall", config, {}) as writer:
+        directory = RunDirectory(self.folder / "stall")
+        directory.create(config)
+        directory.metrics_file.touch()
+        with CheckpointWriter(directory, config, {}) as writer:
             for step in range(3):
                 state = update.state_dict()
                 began = time.monotonic()

@@ -194,7 +194,7 @@ def test_1_2_and_4_processes_have_the_same_losses(tmp_path: Path) -> None:
             assert other["grad_norm_max"] == pytest.approx(one["grad_norm_max"], rel=1e-4)
 
 
-def test_another_number_of_processes_goes_on(command: Command, tmp_path: Path, finished_run: Path) -> None:
+def test_another_number_of_processes_goes_on(command: Command, tmp_path: Path) -> None:
     """With the same batches; the losses between two reports are not lost."""
     assert command(*TRAIN, "--max_steps", 3, "train.micro_batch=4", processes=2).returncode == 0
     assert command(*TRAIN, "train.micro_batch=4").returncode == 0
@@ -226,7 +226,8 @@ def test_a_full_disk(command: Command, small_disk: Path, finished_run: Path) -> 
         file.write(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize - 100_000))
     full = command(*TRAIN)
     assert full.returncode == 1
-    failure = "the checkpoint after step 6 could not be written: No space left on device (run/checkpoints)"
+    failure = "the checkpoint after step 6 could not be written: [Errno 28] No space left on device: "
+    failure += "'run/checkpoints/step-00000006.pt'"
     assert f"\nerror: {failure}\n" in full.stderr
     assert f"warning: {failure}; those before it are untouched, and training goes on\n" in full.stderr
     assert "Traceback" not in full.stderr

@@ -15,6 +15,7 @@ from vdvae.config import Config
 from vdvae.errors import UserError
 from vdvae.training import checkpoint
 from vdvae.training.checkpoint_writer import CheckpointWriter
+from vdvae.training.run_directory import RunDirectory
 
 
 def save(folder: Path, step: int, config: Config) -> Path:
@@ -57,11 +58,12 @@ def test_damaged_files_of_later_steps_do_not_push_out_good_ones(tiny: Config, tm
 
 def test_the_writer_copies_before_training_goes_on(tiny: Config, tmp_path: Path) -> None:
     weights = torch.zeros(1000, 1000)
-    writer = CheckpointWriter(tmp_path, tiny, {"images": "abc"})
+    (tmp_path / "metrics.jsonl").touch()
+    writer = CheckpointWriter(RunDirectory(tmp_path), tiny, {"images": "abc"})
     with writer:
         writer.save(1, {"model": {"w": weights}}, None)
         weights += 1
-    found = checkpoint.read(tmp_path / "step-00000001.pt")
+    found = checkpoint.read(tmp_path / "checkpoints/step-00000001.pt")
     assert writer.failure() is None
     assert found.images == {"images": "abc"}
     assert not found.state["model"]["w"].any()
@@ -70,21 +72,25 @@ def test_the_writer_copies_before_training_goes_on(tiny: Config, tmp_path: Path)
 def test_a_failed_write_is_told_and_the_next_one_made(
     tiny: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with CheckpointWriter(tmp_path, tiny, {}) as writer:
+    (tmp_path / "metrics.jsonl").touch()
+    with CheckpointWriter(RunDirectory(tmp_path), tiny, {}) as writer:
         writer.save(1, {}, None)
         assert writer.failure() is None
         with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", full)
+            patch.setattr(torch, "save", full)
             writer.save(2, {}, None)
             failure = writer.failure()
-        assert failure == f"the checkpoint after step 2 could not be written: No space left on device ({tmp_path})"
-        assert names(tmp_path) == ["step-00000001.pt"]
+        assert failure == (
+            "the checkpoint after step 2 could not be written: [Errno 28] No space left on device: "
+            f"'{tmp_path}/checkpoints/step-00000002.pt'"
+        )
+        assert names(tmp_path / "checkpoints") == ["step-00000001.pt"]
         writer.save(3, {}, None)
-    assert names(tmp_path) == ["step-00000001.pt", "step-00000003.pt"]
+    assert names(tmp_path / "checkpoints") == ["step-00000001.pt", "step-00000003.pt"]
     assert capsys.readouterr().err == f"warning: {failure}; those before it are untouched, and training goes on\n"
 
 
-def full(_fd: int) -> None:
+def full(*_: object) -> None:
     raise OSError(28, "No space left on device")
 
 

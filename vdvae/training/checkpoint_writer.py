@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -13,6 +13,7 @@ from vdvae.config import Config
 from vdvae.tensor_tree import map_tensors
 from vdvae.training import checkpoint
 from vdvae.training.checkpoint import Checksums
+from vdvae.training.run_directory import RunDirectory
 
 
 class CheckpointWriter:
@@ -23,7 +24,7 @@ class CheckpointWriter:
     As a context manager, it waits for the last write, whatever happens.
     """
 
-    def __init__(self, directory: Path, config: Config, images: Checksums) -> None:
+    def __init__(self, directory: RunDirectory, config: Config, images: Checksums) -> None:
         self.directory = directory
         self.config = config
         self.images = images
@@ -55,9 +56,11 @@ class CheckpointWriter:
 
     def _write(self, step: int, state: dict[str, Any], best: int | None) -> str | None:
         try:
-            checkpoint.save(self.directory, step, self.config, state, self.images, best)
+            with self.directory.metrics_file.open("rb") as log:  # which a run that resumes from here goes on with
+                os.fsync(log.fileno())
+            checkpoint.save(self.directory.checkpoints, step, self.config, state, self.images, best)
         except OSError as error:
-            reason = f"the checkpoint after step {step:,} could not be written: {error.strerror} ({self.directory})"
+            reason = f"the checkpoint after step {step:,} could not be written: {error}"
             tqdm.write(f"warning: {reason}; those before it are untouched, and training goes on", file=sys.stderr)
             return reason
         return None

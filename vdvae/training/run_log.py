@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable
@@ -107,12 +106,6 @@ class RunLog:
     def picture(self, step: int, name: str, grid: NDArray[np.uint8]) -> None:
         """Shows a grid, uint8 [H, W, C], in TensorBoard."""
         self._show(lambda board: board.add_image(f"images/{name}", grid, step, dataformats="HWC"))
-
-    def sync(self) -> None:
-        """Brings metrics.jsonl to the disk: before the checkpoint that goes on from there."""
-        if self.metrics:
-            with warn_where_unwritten(METRICS):
-                os.fsync(self.metrics)
 
     def close(self) -> None:
         """Writes out what is still in memory."""
