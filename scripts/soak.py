@@ -73,7 +73,7 @@ class Soak:
             hit["while a checkpoint was written" if self.is_writing("killed") else "otherwise"] += 1
         reached = self.newest("killed")
         self.finish(self.command("killed", steps))
-        return {"kills": hit, "step_at_the_last": reached, "steps": steps, **self.comparison("undisturbed", "killed")}
+        return {"kills": hit, "step_at_last_kill": reached, "steps": steps, **self.comparison("undisturbed", "killed")}
 
     def kill_one_of_two(self) -> dict[str, Any]:
         """kill -9 of one of two processes at random moments; torchrun restarts both."""
@@ -93,7 +93,7 @@ class Soak:
                 kills, reached = kills + 1, self.newest("killed2")
         self.await_success(process)
         same = self.comparison("undisturbed2", "killed2")
-        return {"kills": kills, "step_at_the_last": reached, "steps": steps, **same}
+        return {"kills": kills, "step_at_last_kill": reached, "steps": steps, **same}
 
     def processes(self) -> dict[str, Any]:
         """The same run by 1, 2 and 4 processes: how far the losses of an update are apart."""
