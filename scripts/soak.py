@@ -141,12 +141,15 @@ class Soak:
         }
 
     def stall(self) -> dict[str, Any]:
-        """How long training waits for a checkpoint of the cifar10 preset, and how long writing it takes."""
+        """How long training waits for a checkpoint of the cifar10 preset, and how long writing it takes: alone, and at
+        worst, beside Python code that never gives way.
+        """
         config = load_config("cifar10", ["train.micro_batch=1"])
         world = World(0, 1, torch.device("cpu"))
         update = Update(VDVAE(config.model), config.train, world)
         update(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 0)  # now Adam has moments
-        seconds: dict[str, list[float]] = {"copy": [], "write": [], "longest pause of the training thread": []}
+        names = ("copy", "write", "write beside a thread that never waits", "longest pause of that thread")
+        seconds: dict[str, list[float]] = {name: [] for name in names}
         directory = RunDirectory(self.folder / "stall")
         directory.create(config)
         directory.metrics_file.touch()
@@ -154,14 +157,17 @@ class Soak:
             for step in range(3):
                 state = update.state_dict()
                 began = time.monotonic()
-                writer.save(step, state, None)
-                copied = last = time.monotonic()
+                writer.save(2 * step, state, None)
+                copied = time.monotonic()
+                writer.failure()
+                written = time.monotonic()
+                writer.save(2 * step + 1, state, None)
+                again = last = time.monotonic()
                 pause = 0.0
                 while writer.is_writing:
                     now = time.monotonic()
                     pause, last = max(pause, now - last), now
-                written = time.monotonic()
-                for name, value in zip(seconds, (copied - began, written - copied, pause), strict=True):
+                for name, value in zip(names, (copied - began, written - copied, last - again, pause), strict=True):
                     seconds[name].append(round(value, 4))
         sizes: list[int] = []
         map_tensors(lambda tensor: sizes.append(tensor.nbytes), state)
