@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "distributed": {"tensor_tree"},
     "errors": {"distributed"},
     "noise": set(),
-    "npz": {"errors"},
+    "npz": {"errors", "whole_file"},
     "results": {"distributed", "errors"},
     "precision": set(),
     "__init__": {"model", "pretrained"},

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from vdvae.errors import UserError
+from vdvae.whole_file import whole_file
 
 Array = NDArray[Any]
 
@@ -19,24 +20,17 @@ Array = NDArray[Any]
 def write_npz(
     path: Path, name: str, shape: tuple[int, ...], dtype: DTypeLike, chunks: Iterable[Array], others: dict[str, Array]
 ) -> None:
-    """Writes an array that comes in chunks of rows, and small ones beside it, under a temporary name first: after an
-    error, `path` is as it was.
-    """
+    """Writes an array that comes in chunks of rows, and small ones beside it: after an error, `path` is as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    try:
-        with zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array_header_2_0(file, header)
-                for chunk in chunks:
-                    file.write(np.ascontiguousarray(chunk, dtype).tobytes())
-            for other, array in others.items():
-                with archive.open(f"{other}.npy", "w") as file:
-                    np.lib.format.write_array(file, array, allow_pickle=False)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as whole, zipfile.ZipFile(whole, "w", allowZip64=True) as archive:
+        with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(chunk, dtype).tobytes())
+        for other, array in others.items():
+            with archive.open(f"{other}.npy", "w") as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)

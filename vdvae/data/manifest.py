@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vdvae.data.datasets import DATASETS, VARIANTS, Rule, Rules, Variant
 from vdvae.errors import UserError
+from vdvae.whole_file import whole_file
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
@@ -63,10 +63,8 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes `folder/dataset.json`."""
         content = {"format": FORMAT, "shape": self.image_shape, **asdict(self)}
-        with (folder / FILE_NAME).open("w") as file:
-            file.write(json.dumps(content, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with whole_file(folder / FILE_NAME) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def official_manifest(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -100,20 +99,24 @@ def grid(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
     return picture.numpy()
 
 
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """The PNG file of uint8 [H, W, C]. Encoded in memory: an image writer that meets a full disk says so twice."""
+    return iio.imwrite("<bytes>", picture[..., 0] if picture.shape[-1] == 1 else picture, extension=".png")
+
+
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
-    """Writes uint8 [H, W, C] as a PNG, under a temporary name first."""
-    _save(picture, path)
+    """Writes uint8 [H, W, C] as a PNG, whole or not at all."""
+    _save(encode_png(picture), path)
 
 
 def save_gif(pictures: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
-    """Writes uint8 [H, W, C] pictures as an endless animation, under a temporary name first."""
-    _save(np.stack(pictures), path, duration=milliseconds, loop=0)
+    """Writes uint8 [H, W, C] pictures as an endless animation, whole or not at all."""
+    frames = np.stack(pictures)
+    frames = frames[..., 0] if frames.shape[-1] == 1 else frames
+    _save(iio.imwrite("<bytes>", frames, extension=".gif", duration=milliseconds, loop=0), path)
 
 
-def _save(pixels: NDArray[np.uint8], path: Path, **options: Any) -> None:
-    pixels = pixels[..., 0] if pixels.shape[-1] == 1 else pixels
-    # Encoded in memory: an image writer that meets a full disk says so more often than once.
-    encoded = iio.imwrite("<bytes>", pixels, extension=path.suffix, **options)
+def _save(encoded: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(encoded)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdvae.errors import UserError
-from vdvae.evaluation.images import grid, save_png
+from vdvae.evaluation.images import encode_png, grid, save_png
 from vdvae.npz import write_npz
 
 
@@ -58,7 +58,7 @@ def _write_folder(out: Path, batches: Iterable[Tensor]) -> None:
         i = 0
         for batch in batches:
             for image in batch.permute(0, 2, 3, 1).cpu().numpy():
-                save_png(image, temporary / f"{i:06}.png")
+                (temporary / f"{i:06}.png").write_bytes(encode_png(image))
                 i += 1
         temporary.replace(out)
     finally:
