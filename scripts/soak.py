@@ -84,12 +84,14 @@ class Soak:
         workers: set[int] = set()
         kills = reached = 0
         for _ in tqdm(range(self.kills), "kill_one_of_two", leave=False):
-            if not wait_for(partial(self.has_restarted, process, workers), process):
+            if not wait_for(partial(has_restarted, process, workers), process):
                 break
             workers |= children(process)
             time.sleep(self.random.uniform(0, 9))
+            if not (alive := sorted(children(process) & workers)):
+                continue  # they were between two starts
             with suppress(ProcessLookupError):
-                os.kill(self.random.choice(sorted(children(process) & workers)), signal.SIGKILL)
+                os.kill(self.random.choice(alive), signal.SIGKILL)
                 kills, reached = kills + 1, self.newest("killed2")
         self.await_success(process)
         same = self.comparison("undisturbed2", "killed2")
@@ -190,10 +192,6 @@ class Soak:
             )
         Path(output.name).rename(self.folder / f"{process.pid}.log")
         return process
-
-    def has_restarted(self, process: Popen[bytes], workers: set[int]) -> bool:
-        """Whether torchrun has two processes that it had not before."""
-        return len(children(process) - workers) == 2
 
     def start_host(self, host: str, steps: int, *settings: str) -> Popen[bytes]:
         """torchrun in a namespace, for a run of one or two hosts."""
@@ -312,6 +310,11 @@ def children(process: Popen[bytes]) -> set[int]:
         return {int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()}
     except FileNotFoundError:
         return set()
+
+
+def has_restarted(process: Popen[bytes], workers: set[int]) -> bool:
+    """Whether torchrun has two processes that it had not before."""
+    return len(children(process) - workers) == 2
 
 
 def differences(a: list[float], b: list[float]) -> dict[str, float]:

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "errors": {"distributed"},
     "noise": set(),
     "npz": {"errors", "whole_file"},
-    "results": {"distributed", "errors"},
+    "results": {"distributed", "errors", "whole_file"},
     "precision": set(),
     "__init__": {"model", "pretrained"},
 }

@@ -10,6 +10,7 @@ import torch
 
 from vdvae import distributed
 from vdvae.errors import UserError
+from vdvae.whole_file import whole_file
 
 
 def prepare_result(path: Path | None) -> None:
@@ -28,4 +29,5 @@ def prepare_result(path: Path | None) -> None:
 def write_result(path: Path, device: torch.device, about: dict[str, Any], figures: dict[str, Any]) -> None:
     """Writes what was measured, the hardware and the version of PyTorch, and the figures; see `prepare_result`."""
     made_on = {"hardware": distributed.describe(device), "torch": torch.__version__}
-    path.write_text(json.dumps({**about, **made_on, **figures}, indent=1) + "\n")
+    with whole_file(path) as file:
+        file.write((json.dumps({**about, **made_on, **figures}, indent=1) + "\n").encode())

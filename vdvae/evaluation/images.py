@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
@@ -100,8 +101,8 @@ def grid(rows: Sequence[Tensor]) -> NDArray[np.uint8]:
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:
-    """The PNG file of uint8 [H, W, C]. Encoded in memory: an image writer that meets a full disk says so twice."""
-    return iio.imwrite("<bytes>", picture[..., 0] if picture.shape[-1] == 1 else picture, extension=".png")
+    """The PNG file of uint8 [H, W, C]."""
+    return _encode(picture, ".png")
 
 
 def save_png(picture: NDArray[np.uint8], path: Path) -> None:
@@ -111,9 +112,12 @@ def save_png(picture: NDArray[np.uint8], path: Path) -> None:
 
 def save_gif(pictures: Sequence[NDArray[np.uint8]], path: Path, milliseconds: int = 100) -> None:
     """Writes uint8 [H, W, C] pictures as an endless animation, whole or not at all."""
-    frames = np.stack(pictures)
-    frames = frames[..., 0] if frames.shape[-1] == 1 else frames
-    _save(iio.imwrite("<bytes>", frames, extension=".gif", duration=milliseconds, loop=0), path)
+    _save(_encode(np.stack(pictures), ".gif", duration=milliseconds, loop=0), path)
+
+
+def _encode(pixels: NDArray[np.uint8], extension: str, **options: Any) -> bytes:
+    """In memory: an image writer that meets a full disk says so twice."""
+    return iio.imwrite("<bytes>", pixels[..., 0] if pixels.shape[-1] == 1 else pixels, extension=extension, **options)
 
 
 def _save(encoded: bytes, path: Path) -> None:

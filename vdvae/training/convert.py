@@ -186,7 +186,7 @@ def export_run(run: Path, prefix: str, training_images: Callable[[Config], int])
     for tensors in weights.values():
         check_fits(tensors, config.model, found.path, "its own configuration")
     adam = _read_adamw(found.state.get("optimizer"), expected, found.path)
-    metrics = found.path.parent.parent / "metrics.jsonl"
+    metrics = RunDirectory(found.path.parent.parent).metrics_file
     has_metrics = found.path.parent.name == "checkpoints" and metrics.is_file()
     entries = [entry for _, entry in _json_lines(metrics)] if has_metrics else []
     images = training_images(config)

@@ -48,7 +48,8 @@ def _take(file: TextIO, path: Path, patience: float) -> None:
     gives_up = time.monotonic() + patience
     while True:
         try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
             holder = _holder(file)
             if _job() is None or holder.get("job") != _job() or time.monotonic() > gives_up:
@@ -60,7 +61,7 @@ def _take(file: TextIO, path: Path, patience: float) -> None:
             time.sleep(POLL_SECONDS)
         except OSError as error:  # some network file systems have no locks
             print(f"warning: {path} cannot be locked ({error.strerror}): start no second run here", file=sys.stderr)
-            return None
+            return
 
 
 def _holder(file: TextIO) -> dict[str, str]:

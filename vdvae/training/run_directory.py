@@ -13,6 +13,7 @@ from vdvae.training.lock import lock
 
 LOCK = ".lock"
 CONFIG = "config.yaml"
+METRICS = "metrics.jsonl"
 BEFORE_IT_BEGINS = {LOCK, f"{CONFIG}.tmp"}
 """What a process leaves that was killed at the very start."""
 
@@ -30,7 +31,7 @@ class RunDirectory(NamedTuple):
     @property
     def metrics_file(self) -> Path:
         """One JSON object per report."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS
 
     @property
     def checkpoints(self) -> Path:

@@ -19,10 +19,8 @@ from torch.utils.tensorboard import SummaryWriter
 from vdvae.errors import warn_where_unwritten
 from vdvae.model.vdvae import VDVAE
 from vdvae.training.metrics import Report
-from vdvae.training.run_directory import RunDirectory
+from vdvae.training.run_directory import METRICS, RunDirectory
 from vdvae.whole_file import whole_file
-
-METRICS = "metrics.jsonl"
 
 
 class RunLog:
