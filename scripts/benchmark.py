@@ -1,69 +1,195 @@
-"""Measures how fast this machine is at something, for one preset.
+"""Measures how fast this machine is at something, and what memory it takes, for one preset; or two ways against
+each other, in turn.
 
-python scripts/benchmark.py data --hps cifar10 --json results/data-cifar10.json
+python scripts/benchmark.py train --hps cifar10 --compare baseline --json results/train-cifar10.json
+python scripts/benchmark.py train --hps cifar10 --compare train.precision=bf16,train.compile=true
+python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 --batch 8 --compare baseline
+python scripts/benchmark.py evaluate --hps cifar10 --baseline
+python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare baseline
 python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without having the set
 """
 
 from __future__ import annotations
 
+import argparse
 import math
-import os
 import re
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from vdvae import VDVAE, distributed
-from vdvae.config import Config, load_config
-from vdvae.data.datasets import DATASETS, DataConfig
-from vdvae.data.loader import BatchOrder, to_device, training_batches
-from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare.sources import Source
-from vdvae.data.prepare.write import write_set
+from vdvae import distributed
+from vdvae.benchmark.loader import make_up, measure_loader
+from vdvae.benchmark.memory import StepMemory, memory_of_step
+from vdvae.benchmark.memory import memory_mb as memory_mb
+from vdvae.benchmark.speed import Measured, Speed, take_turns
+from vdvae.benchmark.work import Prepare, Setting, Training, evaluation, sampling
+from vdvae.command_line import check_at_least_one
+from vdvae.config import load_config
 from vdvae.data.splits import load_splits
-from vdvae.data.storage import Images, pieces
-from vdvae.distributed import World
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.results import prepare_result, write_result
-from vdvae.training.update import Update
 
-MEGABYTE = 1 << 20
-
-
-class LoaderSpeed(NamedTuple):
-    """Of the loader alone, in a fresh process on one core."""
-
-    images_per_second: float
-    """Median of several seconds."""
-    extra_memory_mb: float | None
-    """Its peak, above what the process had before it opened the set; None where the system does not tell."""
-    set_size_mb: float
-    training_images: int
+HELP = {
+    "train": "whole updates, as train.py makes them",
+    "sample": "samples, or grids of them, in fp32",
+    "evaluate": "the likelihood terms of images, in fp32",
+    "memory": "the peak memory of one training step, in a fresh process",
+    "data": "the loader alone, against what the model can take",
+}
+LABELS = {"images_per_second": "images per second", "peak_mb": "peak memory"}
+REPEATS = {"train": 20, "sample": 10, "evaluate": 10}
 
 
 def main() -> None:
     """Reads the command line, measures, prints a table, and writes JSON where asked to."""
+    with exit_on_user_error():
+        args = command_line().parse_args()
+    {"data": data, "memory": memory}.get(args.kind, speed)(args)
+
+
+def command_line() -> CommandLine:
+    """A sub-command for each thing that is measured."""
     parser = CommandLine(description="Measures how fast this machine is.")
     kinds = parser.add_subparsers(dest="kind", required=True)
-    data = kinds.add_parser("data", help="the loader alone, against what the model can take")
-    data.add_argument("--hps", required=True, help="presets, as for train.py")
-    data.add_argument("--made_up", type=int, metavar="N", help="measure on N random images instead of the set")
-    data.add_argument("--seconds", type=int, default=5, help="how long the loader is measured")
-    data.add_argument("--device", default="auto")
-    data.add_argument("--json", type=Path, metavar="FILE")
-    data.add_argument("overrides", nargs="*", metavar="section.key=value")
+    for kind, told in HELP.items():
+        one = kinds.add_parser(kind, help=told)
+        one.add_argument("--hps", required=True, help="presets, as for train.py")
+        one.add_argument("--device", default="auto")
+        one.add_argument("--json", type=Path, metavar="FILE")
+        one.add_argument("overrides", nargs="*", metavar="section.key=value")
+        if kind == "data":
+            one.add_argument("--made_up", type=int, metavar="N", help="measure on N random images instead of the set")
+            one.add_argument("--seconds", type=int, default=5, help="how long the loader is measured")
+            continue
+        one.add_argument("--batch", type=int, metavar="N", help="images of a step; default: the preset's micro-batch")
+        one.add_argument("--baseline", action="store_true", help="measure the released code's way of working instead")
+        one.add_argument(
+            "--compare", metavar="WHAT", help="`baseline`, or more overrides, separated by commas: measured in turn"
+        )
+        if kind in REPEATS:
+            one.add_argument("--repeats", type=int, default=REPEATS[kind], metavar="N", help="timed steps of a round")
+            one.add_argument("--rounds", type=int, metavar="N", help="default: 4 with --compare, 1 without")
+            one.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before, besides the first")
+        if kind == "sample":
+            one.add_argument(
+                "--temperatures", type=float, nargs="+", metavar="T", help="draw grids with a row of samples for each"
+            )
+    return parser
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Of training, sampling or evaluation."""
     with exit_on_user_error():
-        args = parser.parse_args()
+        check_at_least_one(args, "batch", "repeats", "rounds")
+        if args.warmup < 0:
+            raise UserError(f"--warmup must not be negative, not {args.warmup}")
+        temperatures = getattr(args, "temperatures", None)
+        if not all(0 <= temperature < math.inf for temperature in temperatures or ()):
+            raise UserError("--temperatures must be finite and not negative")
+        settings, device = read_settings(args)
+    args.rounds = args.rounds or (1 if args.compare is None else 4)
+    kinds: dict[str, Prepare] = {
+        "train": Training,
+        "sample": partial(sampling, temperatures=temperatures),
+        "evaluate": evaluation,
+    }
+    measured = [Measured(setting, kinds[args.kind], device, len(temperatures or [1])) for setting in settings]
+    seconds = take_turns([one.run for one in measured], args.warmup, args.repeats, args.rounds)
+    speeds = [one.speed(mine) for one, mine in zip(measured, seconds, strict=True)]
+    tell(args, device, speeds, [speed_table(one) for one in speeds], "images_per_second")
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Of a training step."""
+    with exit_on_user_error():
+        check_at_least_one(args, "batch")
+        settings, device = read_settings(args)
+    with exit_on_bad_image():
+        found = [memory_of_step(setting, device) for setting in settings]
+    columns = [{"peak memory": f"{one.peak_mb:,.0f} MB", "  of the step": f"{one.step_mb:,.0f} MB"} for one in found]
+    tell(args, device, found, columns, "peak_mb")
+
+
+def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device]:
+    """What is measured, and where; raises `ValueError` for what cannot be."""
+    if args.baseline and args.compare is not None:
+        raise UserError("--baseline measures the baseline alone, and --compare the library against something; give one")
+    trains = args.kind in ("train", "memory")
+    config = load_config(args.hps, args.overrides)
+    settings = [Setting.of(config, args.batch, args.baseline, trains)]
+    if args.compare == "baseline":
+        settings.append(Setting.of(config, args.batch, True, trains))
+    elif args.compare is not None:
+        others = re.split(r",(?=\w+\.)", args.compare)  # a list of blocks has commas too
+        settings.append(Setting.of(load_config(args.hps, args.overrides + others), args.batch, False, trains))
+        if settings[0] == settings[1]:
+            raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
+    device = distributed.pick_device(args.device)
+    prepare_result(args.json)
+    return settings, device
+
+
+def tell(
+    args: argparse.Namespace,
+    device: torch.device,
+    figures: Sequence[Speed | StepMemory],
+    columns: Sequence[dict[str, str]],
+    key: str,
+) -> None:
+    """Prints a column for each setting and how the first compares by the figure `key`, and writes all figures."""
+    other = "the baseline" if args.compare == "baseline" else f"the library with {args.compare}"
+    names = ["the baseline" if args.baseline else "the library", *[other] * (len(figures) - 1)]
+    print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {distributed.describe(device)}")
+    for letter, name, one in zip("AB", names, figures, strict=False):
+        print(f"{letter}: {name}, batch {one.batch}")
+    for label in columns[0]:
+        print(f"{label:26}" + "".join(f"{column.get(label, '-'):>22}" for column in columns))
+    told = asdict(figures[0])
+    if len(figures) > 1:
+        compared = asdict(figures[1])
+        ratio = told[key] / compared[key]
+        told |= {"compared": compared, "ratio": ratio}
+        print(f"A has {ratio:.3g} times the {LABELS[key]} of B, {other}")
+    if args.json:
+        about = {k: v for k, v in vars(args).items() if k not in ("json", "device", "baseline", "compare")}
+        about |= {"setting": " against ".join(names), "threads": torch.get_num_threads()}
+        if device.type == "cuda":
+            about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+            about["capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
+        write_result(args.json, device, about, told)
+
+
+def speed_table(one: Speed) -> dict[str, str]:
+    """Labels and numbers with their units."""
+    lower, upper = one.milliseconds_quartiles
+    table = {
+        "images per second": f"{one.images_per_second:,.2f}",
+        "milliseconds per step": f"{one.milliseconds_per_step:,.1f}",
+        "  quartiles": f"{lower:,.1f} to {upper:,.1f}",
+        "time to first step": f"{one.first_step_seconds:,.2f} s",
+    }
+    if one.peak_memory_mb is not None:
+        table["peak memory"] = f"{one.peak_memory_mb:,.0f} MB"
+    if one.flops:
+        table["FLOPs per step"] = f"{one.flops.gflop_per_step:,.1f} GFLOP"
+        table["matrix products"] = f"{one.flops.matmul_tflops:,.3f} TFLOP/s"
+        table["FLOP utilisation"] = f"{one.flops.utilisation * 100:.1f} %"
+    if one.phases:
+        table |= {f"  {name}": f"{ms:,.1f} ms" for name, ms in asdict(one.phases).items()}
+    return table
+
+
+def data(args: argparse.Namespace) -> None:
+    """The loader, and the training that it feeds."""
+    with exit_on_user_error():
         if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
             raise UserError("--seconds must be at least 1, and --made_up at least 1000")
         prepare_result(args.json)
@@ -76,7 +202,8 @@ def main() -> None:
             config = replace(config, data=make_up(config, args.made_up, Path(folder)))
         with get_context("forkserver").Pool(1) as pool:
             loader = pool.apply(measure_loader, (config, args.seconds))
-    model = measure_training(config, World(0, 1, device))
+    training = Measured(Setting.of(config), Training, device)
+    model = training.images_per_step / statistics.median(training.run(3))
 
     size = config.model.image_size
     print(f"{args.hps}: {loader.training_images:,} images of {size} x {size}, {loader.set_size_mb:,.0f} MB")
@@ -95,71 +222,6 @@ def main() -> None:
         }
         figures = {**loader._asdict(), "training_images_per_second": model}
         write_result(args.json, device, about, figures)
-
-
-def measure_loader(config: Config, seconds: int) -> LoaderSpeed:
-    """Batches of the preset's global batch in its random order, for some seconds."""
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
-    before = memory_mb("VmRSS")
-    splits = load_splits(config.data, config.model)
-    order = BatchOrder(len(splits.train), config.train.batch_size, config.train.seed)
-    batches = training_batches(splits.train, order, 0, World(0, 1, torch.device("cpu")), config.data)
-    next(batches)
-    rates = []
-    for _ in range(seconds):
-        start, images = time.perf_counter(), 0
-        while (passed := time.perf_counter() - start) < 1:
-            images += len(next(batches))
-        rates.append(images / passed)
-    size = len(splits.train) * math.prod(splits.manifest.image_shape) / MEGABYTE
-    extra = None if before is None else (memory_mb("VmHWM") or 0.0) - before
-    return LoaderSpeed(statistics.median(rates), extra, size, len(splits.train))
-
-
-def memory_mb(which: str) -> float | None:
-    """VmRSS, what this process has now, or VmHWM, the most it ever had; mapped files count."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    return int(re.findall(rf"{which}:\s*(\d+) kB", status.read_text())[0]) / 1024
-
-
-def measure_training(config: Config, world: World) -> float:
-    """Images per second of updates with one micro-batch each: the median of three, after one that is not counted."""
-    batch = config.train.micro_batch or config.train.batch_size
-    update = Update(VDVAE(config.model).to(world.device), replace(config.train, batch_size=batch), world)
-    shape = (batch, config.model.image_size, config.model.image_size, config.model.image_channels)
-    images = to_device(np.random.default_rng(0).integers(0, 256, shape, np.uint8), world.device)
-    rates = []
-    for step in tqdm(range(4), "training", leave=False, disable=None):
-        start = time.perf_counter()
-        update(images, step)
-        update.report()  # waits for the device
-        rates.append(batch / (time.perf_counter() - start))
-    return statistics.median(rates[1:])
-
-
-def make_up(config: Config, count: int, root: Path) -> DataConfig:
-    """A prepared set of random images, of the shape of the preset's own."""
-    model = config.model
-    shape = (model.image_size, model.image_size, model.image_channels)
-    sources = {name: Source(n, partial(noise, n, shape)) for name, n in (("train.npy", count), ("test.npy", 4))}
-    splits = DATASETS["cifar10"].rules({name: source.count for name, source in sources.items()})
-
-    def manifest(files: dict[str, File]) -> Manifest:
-        return Manifest("made_up", shape[0], shape[2], model.bits, config.data.variant, False, "noise", files, splits)
-
-    write_set(root / "made_up", sources, shape, None, manifest)
-    return replace(config.data, dataset="made_up", root=str(root))
-
-
-def noise(count: int, shape: tuple[int, int, int], start: int) -> Iterator[Images]:
-    """Chunks of random images, [n, H, W, C]."""
-    generator = np.random.default_rng(start)
-    for _, n in pieces(start, count, math.prod(shape)):
-        yield generator.integers(0, 256, (n, *shape), np.uint8)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Convolutions, the bottleneck of a residual block, pooling and unpooling (paper Section 4 and Figure 3)."""
+"""Convolutions, the bottleneck of a residual block, pooling and unpooling (paper Section 4 and Figure 3).
+
+Inside the networks a state is `[B, r, r, C]`: the channels of a pixel lie side by side. That is the layout in which
+images are stored, in which CPUs and tensor cores convolve, and in which a 1x1 convolution is a matrix product.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,46 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def conv(in_channels: int, out_channels: int, kernel_size: int = 1, scale: float = 1.0) -> nn.Conv2d:
-    """A convolution that keeps the resolution: PyTorch's initial weights times `scale`, bias 0.
-
-    Images are stored, and so arrive, with their channels last; convolutions keep that layout, which is the faster one
-    on CPUs and on tensor cores, if their weights have it too.
-    """
-    layer = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+def conv(in_channels: int, out_channels: int, kernel_size: int = 1, scale: float = 1.0) -> Conv:
+    """A convolution that keeps the resolution: PyTorch's initial weights times `scale`, bias 0."""
+    layer = Conv(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
     layer.weight.data.mul_(scale)
     if kernel_size > 1:
         layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return layer
+
+
+class Conv(nn.Conv2d):
+    """A convolution of states; one of 1x1 as the matrix product that it is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, r, r, in_channels]` to `[B, r, r, out_channels]`."""
+        assert self.bias is not None
+        if self.kernel_size == (1, 1):
+            return pointwise(x, self.weight, self.bias)
+        y: Tensor = super().forward(x.permute(0, 3, 1, 2))  # the strides say that the channels lie side by side
+        return y.permute(0, 2, 3, 1)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """The 1x1 convolution of `x` `[B, r, r, C]` with weights `[K, C, 1, 1]`; bias `[K]`, or `[B*r*r, K]`."""
+    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight.flatten(1).t()).view(*x.shape[:-1], -1)
+
+
+def add_products(state: Tensor, bias: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
+    """state `[B, r, r, K]` + bias `[K]` + the 1x1 convolutions of any `x` `[B, r, r, C]` with weights `[K, C, 1, 1]`.
+
+    A product that is added where the sum lies saves writing it and reading it again.
+    """
+    total = state.reshape(-1, state.shape[-1]) + bias  # [B*r*r, K]
+    for x, weight in products:
+        factors = x.reshape(-1, x.shape[-1]), weight.flatten(1).t()
+        if torch.is_autocast_enabled(x.device.type):
+            total = total + factors[0] @ factors[1]  # the product has fewer bits than the sum
+        else:
+            total.addmm_(*factors)
+    return total.view_as(state)
 
 
 class Bottleneck(nn.Module):
@@ -46,25 +78,33 @@ class Bottleneck(nn.Module):
         self.c4 = conv(middle_channels, out_channels, scale=last_scale)
 
     def forward(self, activated: Tensor) -> Tensor:
-        """Maps gelu(state) `[B, in_channels, r, r]` to `[B, out_channels, r, r]`."""
-        hidden = self.c1(activated)
+        """Maps gelu(state) `[B, r, r, in_channels]` to `[B, r, r, out_channels]`."""
+        return self.c4(self.inner(self.c1(activated)))
+
+    def residual(self, state: Tensor) -> Tensor:
+        """The state after the residual connection, `[B, r, r, in_channels]` to the same."""
+        assert self.c4.bias is not None
+        return add_products(state, self.c4.bias, (self.inner(self.c1(F.gelu(state))), self.c4.weight))
+
+    def inner(self, hidden: Tensor) -> Tensor:
+        """What is between the first and the last convolution, `[B, r, r, middle_channels]` to the same."""
         hidden = self.c2(F.gelu(hidden))
         hidden = self.c3(F.gelu(hidden))
-        return self.c4(F.gelu(hidden))
+        return F.gelu(hidden)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:
-    """Average pooling: `[B, C, r, r]` to `[B, C, r/factor, r/factor]`."""
-    return F.avg_pool2d(x, kernel_size=factor, stride=factor)
+    """Average pooling: `[B, r, r, C]` to `[B, r/factor, r/factor, C]`."""
+    return F.avg_pool2d(x.permute(0, 3, 1, 2), kernel_size=factor, stride=factor).permute(0, 2, 3, 1)
 
 
 def unpool(x: Tensor, factor: int) -> Tensor:
-    """Nearest-neighbour upsampling: `[B, C, r, r]` to `[B, C, r*factor, r*factor]` (paper Section 4, Figure 5)."""
-    return F.interpolate(x, scale_factor=factor)
+    """Nearest-neighbour upsampling: `[B, r, r, C]` to `[B, r*factor, r*factor, C]` (paper Section 4, Figure 5)."""
+    return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=factor).permute(0, 2, 3, 1)
 
 
 def match_channels(x: Tensor, channels: int) -> Tensor:
-    """Drops trailing channels of `[B, C, r, r]`, or appends zeros, where two resolutions differ in width."""
-    if x.shape[1] >= channels:
-        return x[:, :channels]
-    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
+    """Drops trailing channels of `[B, r, r, C]`, or appends zeros, where two resolutions differ in width."""
+    if x.shape[-1] >= channels:
+        return x[..., :channels]
+    return F.pad(x, (0, channels - x.shape[-1]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.model.blocks import Bottleneck, conv, match_channels, unpool
+from vdvae.model.blocks import Bottleneck, add_products, conv, match_channels, pointwise, unpool
 from vdvae.model.blockspec import DecoderSpec
 from vdvae.model.config import ModelConfig
 from vdvae.model.gaussian import DiagonalGaussian
@@ -66,36 +66,41 @@ class DecoderBlock(nn.Module):
         self.resnet = Bottleneck(width, middle, width, resolution, last_scale=residual_scale)
 
     def forward(
-        self, x: Tensor, activated_acts: Tensor | None, source: Source, noise: Tensor | None, temperature: float
+        self, x: Tensor, seen: Tensor | None, source: Source, noise: Tensor | None, temperature: float
     ) -> tuple[Tensor, Latent]:
-        """Takes the state `x` [B, width, r, r] through the layer.
+        """Takes the state `x` [B, r, r, width] through the layer.
 
         Args:
             x: the top-down state.
-            activated_acts: gelu of the encoder's activation at this resolution, [B, width, r, r], or None.
+            seen: what the posterior reads of the encoder, [B*r*r, middle_channels] (see `Decoder._read`), or None.
             source: where z comes from.
             noise: standard normal [B, zdim, r, r]; None where z is given.
             temperature: factor on the standard deviation that z is drawn with.
 
         Returns:
-            the next state, [B, width, r, r], and what the layer did.
+            the next state, [B, r, r, width], and what the layer did.
         """
         activated = F.gelu(x)
-        prior_features, residual = self.prior(activated).split((2 * self.zdim, self.width), dim=1)
-        prior = DiagonalGaussian.from_channels(prior_features)
+        hidden = self.prior.inner(self.prior.c1(activated))
+        last = self.prior.c4
+        assert last.bias is not None
+        for_prior, for_state = last.weight.split((2 * self.zdim, self.width))
+        prior_bias, state_bias = last.bias.split((2 * self.zdim, self.width))
+        prior = DiagonalGaussian.from_channels(pointwise(hidden, for_prior, prior_bias))
         posterior = None
-        if activated_acts is not None:
-            both = torch.cat([activated, activated_acts], dim=1)  # [B, 2*width, r, r]
-            posterior = DiagonalGaussian.from_channels(self.enc(both))
+        if seen is not None:
+            both = pointwise(activated, self.enc.c1.weight[:, : self.width], seen)
+            posterior = DiagonalGaussian.from_channels(self.enc.c4(self.enc.inner(both)))
         if isinstance(source, Tensor):
             z = source
         else:
             chosen = posterior if source == "posterior" else prior
             assert chosen is not None and noise is not None
             z = chosen.sample(noise, temperature)
-        x = x + residual + self.z_proj(z)
-        x = x + self.resnet(F.gelu(x))
-        return x, Latent(z, prior, posterior)
+        assert self.z_proj.bias is not None
+        projected = (z.permute(0, 2, 3, 1), self.z_proj.weight)
+        x = add_products(x, state_bias + self.z_proj.bias, (hidden, for_state), projected)
+        return self.resnet.residual(x), Latent(z, prior, posterior)
 
 
 class Decoder(nn.Module):
@@ -129,37 +134,49 @@ class Decoder(nn.Module):
         temperatures: Sequence[float],
         generator: torch.Generator | None,
     ) -> tuple[Tensor, list[Latent]]:
-        """Runs the first `len(sources)` layers; returns the last state, [batch, width, r, r], and what each did.
+        """Runs the first `len(sources)` layers; returns the last state, [batch, r, r, width], and what each did.
 
         The noise of a layer whose z is not given is one standard-normal draw [batch, zdim, r, r] in fp32, made on
         the generator's device, layers in top-down order.
         """
         latents: list[Latent] = []
-        states: dict[int, Tensor] = {bias.shape[2]: bias for bias in self.bias_xs}
-        activated_acts = {r: F.gelu(activation) for r, activation in (activations or {}).items()}
-        for block, source, temperature in zip(self.dec_blocks, sources, temperatures, strict=False):
-            assert isinstance(block, DecoderBlock)
+        states: dict[int, Tensor] = {bias.shape[2]: bias.permute(0, 2, 3, 1) for bias in self.bias_xs}
+        blocks = [block for block in self.dec_blocks[: len(sources)] if isinstance(block, DecoderBlock)]
+        seen = self._read(activations, [b for b, source in zip(blocks, sources, strict=True) if source != "prior"])
+        for block, source, temperature in zip(blocks, sources, temperatures, strict=True):
             r, mixin = block.spec
-            x = states.get(r, self.gain.new_zeros(1, block.width, 1, 1))
+            x = states.get(r, self.gain.new_zeros(1, 1, 1, block.width))
             if mixin is not None:
                 x = x + unpool(match_channels(states[mixin], block.width), r // mixin)
-            # A 1x1 state has no layout to pass on; without this the whole decoder would run with channels first.
-            x = x.expand(batch, -1, r, r).contiguous(memory_format=torch.channels_last)
-            noise = None
-            if isinstance(source, Tensor):  # in the layout of drawn ones, so that convolutions round alike
-                source = source.contiguous(memory_format=torch.channels_last)
-            else:
-                noise = self._noise(batch, r, generator)
-            activated = None if source == "prior" else activated_acts.get(r)
-            x, latent = block(x, activated, source, noise, temperature)
+            x = x.expand(batch, r, r, -1).contiguous()
+            noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
+            x, latent = block(x, seen.get(block), source, noise, temperature)
             states[r] = x
             latents.append(latent)
         return x, latents
 
     def mixture_parameters(self, x: Tensor) -> Tensor:
-        """Maps the last state [B, width, H, W] to the likelihood's parameters [B, P, H, W], in fp32."""
+        """Maps the last state [B, H, W, width] to the likelihood's parameters [B, P, H, W], in fp32."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.out_net(x.float() * self.gain + self.bias)
+            return self.out_net(torch.addcmul(self.bias.flatten(), x.float(), self.gain.flatten()))
+
+    def _read(
+        self, activations: dict[int, Tensor] | None, blocks: Sequence[DecoderBlock]
+    ) -> dict[DecoderBlock, Tensor]:
+        """The first convolution of these blocks' posteriors, as far as it reads the encoder, [B*r*r, middle_channels].
+
+        The blocks of one resolution read the same activation, so that one product does for all of them, and nothing
+        as wide as the state and the activation together is ever written.
+        """
+        read: dict[DecoderBlock, Tensor] = {}
+        for r, activation in (activations or {}).items():
+            alike = [block for block in blocks if block.spec.resolution == r]
+            if alike:
+                weights = torch.cat([block.enc.c1.weight[:, block.width :] for block in alike])
+                biases = torch.cat([block.enc.c1.bias for block in alike])
+                seen = pointwise(F.gelu(activation), weights, biases).flatten(0, 2)
+                read.update(zip(alike, seen.chunk(len(alike), 1), strict=True))
+        return read
 
     def _noise(self, batch: int, r: int, generator: torch.Generator | None) -> Tensor:
         device = self.gain.device if generator is None else generator.device

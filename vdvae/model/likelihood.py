@@ -9,10 +9,11 @@ bit and the masses sum to 1.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vdvae.model.blocks import conv
@@ -101,17 +102,20 @@ class Mixture(NamedTuple):
     def log_prob(self, images: Tensor) -> Tensor:
         """log p(x) of uint8 images `[B, C, H, W]`, in nats, `[B]`. Finite with finite gradients throughout."""
         level = self.binning.level(images)[:, :, None]  # [B, C, 1, H, W]
-        earlier = list(self.binning.centre(level).unbind(1))
+        if self.binning.is_released:
+            return self._released_log_prob(level)
+        log_prob: Tensor = _LogProb.apply(
+            level, self.logits, self.means, self.log_scales, self.coefficients, self.binning
+        )  # type: ignore[no-untyped-call]
+        return log_prob
+
+    def _released_log_prob(self, level: Tensor) -> Tensor:
+        x = self.binning.centre(level)
+        earlier = list(x.unbind(1))
         means = torch.stack([self._conditional_mean(c, earlier) for c in range(len(earlier))], 1)  # [B, C, M, H, W]
-        log_mass = self._log_mass(level, means)  # [B, C, M, H, W]
+        log_mass = _released_log_mass(x, means, self.log_scales, half_bin=1 / (self.binning.levels - 1))
         log_joint = log_mass.sum(1) + F.log_softmax(self.logits, dim=1)  # [B, M, H, W]
         return torch.logsumexp(log_joint, dim=1).sum((1, 2))  # [B]
-
-    def _log_mass(self, level: Tensor, means: Tensor) -> Tensor:
-        top = self.binning.levels - 1
-        if self.binning.is_released:
-            return _released_log_mass(self.binning.centre(level), means, self.log_scales, half_bin=1 / top)
-        return _log_mass(level, means, self.log_scales, self.binning.spacing, top)
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
@@ -158,30 +162,86 @@ class MixtureHead(nn.Module):
         self.out_conv = conv(width, Mixture.num_parameters(config.image_channels, config.num_mixtures))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Maps `[B, width, H, W]` to `[B, P, H, W]`."""
-        return self.out_conv(x)
+        """Maps `[B, H, W, width]` to `[B, P, H, W]`: each parameter of a mixture as a plane, for vectors of pixels."""
+        b, h, w, c = x.shape
+        weight, bias = self.out_conv.weight.flatten(1), self.out_conv.bias
+        assert bias is not None
+        planes = torch.baddbmm(bias[:, None], weight.expand(b, -1, -1), x.reshape(b, h * w, c).mT)  # [B, P, H*W]
+        return planes.view(b, -1, h, w)
 
 
-def _log_mass(level: Tensor, means: Tensor, log_scales: Tensor, spacing: float, top: int) -> Tensor:
-    """log of a logistic's mass in the bin of `level`, out of 0 ... `top`.
+class _LogProb(torch.autograd.Function):
+    """log p(x) of each image, [B], with its gradient written out and worked out on the way.
 
-    With F the logistic function, lower edge l and upper edge u in units of the scale, and w = u - l,
-        F(u) - F(l) = F(u) F(-l) (1 - exp(-w)),
-    three factors without cancellation. An open end drops its factor and the last one. Of a bin too far out to
+    With F the logistic function, lower edge l and upper edge u of a bin in units of the scale, and w = u - l, its mass
+        F(u) - F(l) = F(u) F(-l) (1 - exp(-w))
+    is three factors without cancellation. An open end drops its factor and the last one. Of a bin too far out to
     matter, the released code takes the density at the centre times w, which is F(u) F(-l) w exp(-w/2) there; so do
     we, below a mass that shows in no sum, to give its figures for wildly unlikely pixels too.
     """
-    log_width = math.log(spacing) - log_scales
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        level: Tensor,
+        logits: Tensor,
+        means: Tensor,
+        log_scales: Tensor,
+        coefficients: Tensor,
+        binning: Binning,
+    ) -> Tensor:
+        log_prob, *gradients = _log_prob_and_gradients(level, logits, means, log_scales, coefficients, binning)
+        ctx.save_for_backward(*gradients)
+        return log_prob
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        per_image = [gradient.view(-1, *[1] * (saved.dim() - 1)) * saved for saved in ctx.saved_tensors]
+        return None, *per_image, None
+
+
+def _log_prob_and_gradients(
+    level: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, binning: Binning
+) -> tuple[Tensor, ...]:
+    """log p(x), [B], and its derivatives by the four parameters of a mixture, in their shapes."""
+    top, channels = binning.levels - 1, level.shape[1]
+    x = binning.centre(level)  # [B, C, 1, H, W]
+    dependencies = [(c, earlier) for c in range(channels) for earlier in range(c)]  # one coefficient each
+
+    distance = means.clone()  # of the level from the mean, in levels
+    for i, (c, earlier) in enumerate(dependencies):
+        distance[:, c].addcmul_(coefficients[:, i], x[:, earlier])
+    distance = level - distance.add_(1).div_(binning.spacing)
+    log_width = math.log(binning.spacing) - log_scales
     width = log_width.exp()
-    distance = level - (means + 1) / spacing
-    not_bottom, not_top = level > 0, level < top
-    below_upper = F.logsigmoid((distance + 0.5) * width) * not_top
-    above_lower = F.logsigmoid((0.5 - distance) * width) * not_bottom
-    edges = below_upper + above_lower
-    series = log_width - 0.5 * width  # of log(1 - exp(-w)), to a relative error of w^2/24
-    exact = torch.log(-torch.expm1(-width.clamp(min=1e-3)))
+    not_bottom, not_top = (level > 0).float(), (level < top).float()
+    inner = not_bottom * not_top
+
+    upper, lower = (distance + 0.5).mul_(width), (0.5 - distance).mul_(width)  # u and -l
+    edges = F.softplus(-upper).mul_(-not_top).sub_(F.softplus(-lower).mul_(not_bottom))  # log F(u) + log F(-l)
+    minus_rest = torch.expm1(-width.clamp(min=1e-3))
+    exact = torch.log(-minus_rest)  # log(1 - exp(-w))
     use_series = (width < 1e-3) | (edges + exact < LOG_NEGLIGIBLE)
-    return edges + torch.where(use_series, series, exact) * (not_bottom & not_top)
+    series = torch.sub(log_width, width, alpha=0.5)  # of the same, to a relative error of w^2/24
+    log_mass = edges.addcmul_(torch.where(use_series, series, exact), inner)
+    log_joint = log_mass.sum(1).add_(F.log_softmax(logits, 1))  # [B, M, H, W]
+    log_pixel = torch.logsumexp(log_joint, 1, keepdim=True)  # [B, 1, H, W]
+
+    share = log_joint.sub_(log_pixel).exp_()[:, None]  # [B, 1, M, H, W], of each logistic in its pixel
+    beyond_upper = torch.sigmoid(-upper).mul_(not_top)
+    beyond_lower = torch.sigmoid(-lower).mul_(not_bottom)
+    by_mean = (beyond_lower - beyond_upper).mul_(width).mul_(share).div_(binning.spacing)
+    by_width = torch.where(use_series, 1 - 0.5 * width, width * (-1 - 1 / minus_rest)).mul_(inner)
+    by_width.addcmul_(upper, beyond_upper).addcmul_(lower, beyond_lower)
+    by_coefficients = [by_mean[:, c] * x[:, earlier] for c, earlier in dependencies]
+    return (
+        log_pixel.sum((1, 2, 3)),
+        share[:, 0] - logits.softmax(1),
+        by_mean,
+        by_width.mul_(-share),
+        torch.stack(by_coefficients, 1) if by_coefficients else torch.zeros_like(coefficients),
+    )
 
 
 def _released_log_mass(x: Tensor, means: Tensor, log_scales: Tensor, half_bin: float) -> Tensor:

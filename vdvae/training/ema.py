@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from vdvae.model.vdvae import VDVAE
+from vdvae.training.flat import flatten_parameters
 
 
 class EMA:
@@ -21,12 +22,9 @@ class EMA:
     def __init__(self, model: VDVAE, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._followed: list[Tensor] = list(model.parameters())
-        self._averages: list[Tensor] = list(self.model.parameters())
+        self.flat, _ = flatten_parameters(self.model)
 
     @torch.no_grad()
-    def update(self, applied: Tensor) -> None:
-        """Moves towards the model's weights; `applied` (1 or 0, on the device) says whether they were updated."""
-        change = torch._foreach_sub(self._followed, self._averages)
-        torch._foreach_mul_(change, applied * (1 - self.decay))
-        torch._foreach_add_(self._averages, list(change))
+    def update(self, weights: Tensor, applied: Tensor) -> None:
+        """Moves towards the model's weights, flat; `applied` (1 or 0, on the device) says whether they were updated."""
+        self.flat.lerp_(weights, applied * (1 - self.decay))

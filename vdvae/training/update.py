@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import get_total_norm
 
 from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
@@ -17,8 +16,9 @@ from vdvae.noise import Purpose, generator
 from vdvae.precision import autocast, set_matmul_precision
 from vdvae.training.config import TrainConfig
 from vdvae.training.ema import EMA
+from vdvae.training.flat import flatten_parameters
 from vdvae.training.metrics import Metrics, Report
-from vdvae.training.optimizer import learning_rate, make_optimizer
+from vdvae.training.optimizer import FlatAdamW, learning_rate
 from vdvae.training.threshold import SkipThreshold
 
 FP16_FIRST_SCALE = 2.0**16
@@ -44,7 +44,8 @@ class Update:
         self.config = config
         self.world = world
         self.ema = EMA(model, config.ema_decay)
-        self.optimizer = make_optimizer(model, config)
+        self.weights, layout = flatten_parameters(model)
+        self.optimizer = FlatAdamW(self.weights, layout, config)
         self.threshold = SkipThreshold(config.skip_threshold, world.device)
         self.metrics = Metrics(model.num_layers, world.device)
         self.loss_scale = torch.ones((), device=world.device)
@@ -65,8 +66,6 @@ class Update:
         The noise of a micro-batch is a function of its place in the global batch, not of the process: where the
         micro-batches are the same ones, the loss is that of any number of processes.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, step)
         pieces = -(-len(images) // (self.config.micro_batch or len(images)))
         first = self.world.rank * len(images)
         for i, piece in enumerate(images.tensor_split(pieces)):
@@ -87,19 +86,29 @@ class Update:
 
     @torch.no_grad()
     def _apply(self, step: int) -> None:
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = get_total_norm(gradients) / self.loss_scale
+        self._gather_gradients()
+        norm = torch.linalg.vector_norm(self.optimizer.gradient) / self.loss_scale
         applied = (norm < self.threshold.value).float()  # false for NaN
         clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-        self.optimizer.grad_scale = self.loss_scale / clip  # type: ignore[attr-defined]
-        self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.ema.update(applied)
+        self.optimizer.step(learning_rate(self.config, step), self.loss_scale / clip, 1 - applied)
+        self.ema.update(self.weights, applied)
         self.metrics.add_update(norm, applied)
         self.threshold.add(norm, step)
         if self.config.precision == "fp16":
             self._adapt_loss_scale(torch.isfinite(norm))
+
+    def _gather_gradients(self) -> None:
+        """Brings the gradients together where the optimiser wants them. DistributedDataParallel has its own places."""
+        parameters = list(self.model.parameters())
+        if any(p.grad is None for p in parameters):
+            self.optimizer.gradient.zero_()  # of a layer that nothing reads
+        there = [
+            (p.grad, view) for p, view in zip(parameters, self.optimizer.gradients, strict=True) if p.grad is not None
+        ]
+        gradients, views = zip(*there, strict=True)
+        torch._foreach_copy_(views, gradients)
+        for p in parameters:
+            p.grad = None
 
     def _adapt_loss_scale(self, finite: Tensor) -> None:
         """Halves the loss scale after an overflow, and doubles it after many updates without one."""

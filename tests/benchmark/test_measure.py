@@ -1,0 +1,141 @@
+"""What the benchmark counts, and in which order it measures."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from vdvae.benchmark.flops import flops_per_image, matmul_rate
+from vdvae.benchmark.memory import memory_of_step
+from vdvae.benchmark.speed import Measured, take_turns
+from vdvae.benchmark.work import Setting, Training, evaluation, sampling
+from vdvae.config import Config, load_config
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("preset", "gflop"), [("cifar10", 44.8), ("imagenet32", 140.7)])
+def test_flops_of_the_presets(preset: str, gflop: float) -> None:
+    assert flops_per_image(load_config(preset, []).model, backward=False) / 1e9 == pytest.approx(gflop, rel=0.01)
+
+
+def test_flops_by_hand(tiny: Config) -> None:
+    """Two per weight and place; backward twice as many, but for the gradient with respect to the image."""
+
+    def bottleneck(inputs: int, outputs: int, side: int, kernel: int) -> int:
+        return (inputs * 4 + 2 * 4 * 4 * kernel**2 + 4 * outputs) * side**2
+
+    first = 1 * 8 * 3**2 * 28**2
+    encoder = sum(bottleneck(8, 8, side, kernel) for side, kernel in ((28, 3), (7, 3), (7, 3), (1, 1)))
+    decoder = sum(
+        bottleneck(16, 4, side, kernel) + bottleneck(8, 12, side, kernel) + bottleneck(8, 8, side, kernel)
+        + 2 * 8 * side**2
+        for side, kernel in ((1, 1), (7, 3), (28, 3))
+    )  # fmt: skip
+    out = 8 * 6 * 28**2  # two components: a logit, a mean and a scale each
+    forward = 2 * (first + encoder + decoder + out)
+    assert flops_per_image(tiny.model, backward=False) == forward
+    assert flops_per_image(tiny.model) == 3 * forward - 2 * first
+
+
+def test_settings_take_turns() -> None:
+    calls = []
+
+    def block(name: str, seconds: float, repeats: int) -> list[float]:
+        calls.append((name, repeats))
+        return [seconds] * repeats
+
+    a, b = (lambda n: block("A", 1.0, n)), (lambda n: block("B", 2.0, n))
+    assert take_turns([a, b], warmup=1, repeats=2, rounds=3) == [[1.0] * 6, [2.0] * 6]
+    assert calls == [("A", 1), ("B", 1), *[("A", 2), ("B", 2)] * 3]
+
+
+def test_figures_follow_from_the_seconds(tiny: Config) -> None:
+    """By the median, of whole grids too; no step has its number twice."""
+    numbers: list[int] = []
+    measured = Measured(Setting.of(tiny), lambda setting, model: numbers.append, CPU, rows=4)
+    assert len(measured.run(3)) == 3
+    assert numbers == [0, 1, 2, 3]
+    speed = measured.speed([1.0, 3.0, 2.0])
+    assert (speed.images_per_second, speed.milliseconds_per_step) == (4 * 8 / 2, 2000)
+    assert speed.milliseconds_quartiles == (1500, 2500)
+    assert (speed.flops, speed.phases, speed.peak_memory_mb) == (None, None, None)
+
+
+def test_each_setting_runs_in_its_own_precision(tiny: Config) -> None:
+    """The precision of matrix products is one for the whole process, and settings take turns."""
+    seen = []
+    settings = [
+        Setting.of(dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, precision=precision)))
+        for precision in ("tf32", "fp32")
+    ]
+    measured = [
+        Measured(setting, lambda *_: lambda step: seen.append(torch.get_float32_matmul_precision()), CPU)
+        for setting in settings
+    ]
+    take_turns([one.run for one in measured], 0, 1, 2)
+    assert seen[2:] == ["high", "highest"] * 2
+
+
+@pytest.mark.parametrize("is_baseline", [False, True])
+def test_a_training_step_is_an_update(is_baseline: bool, tiny: Config) -> None:
+    """The baseline skips none, or it would have less to do; both begin with the same weights."""
+    strict = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, skip_threshold=1e-9))
+    setting = Setting.of(strict if is_baseline else tiny, is_baseline=is_baseline)
+    model = setting.model(CPU)
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    for old, new in zip(start, Setting.of(tiny).model(CPU).parameters(), strict=True):
+        assert torch.equal(old, new)
+    training = Training(setting, model)
+    training(0)
+    assert any(not torch.equal(old, new) for old, new in zip(start, model.parameters(), strict=True))
+    assert (training.phases(range(1, 3)) is None) == is_baseline
+
+
+def test_phases_are_those_of_updates(tiny: Config) -> None:
+    """Made in phases, an update leaves the weights that it leaves otherwise."""
+    setting = Setting.of(dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, warmup_steps=0)))
+    whole, parted = (Training(setting, setting.model(CPU)) for _ in range(2))
+    whole(0)
+    phases = parted.phases(range(1))
+    assert phases is not None
+    assert all(milliseconds > 0 for milliseconds in dataclasses.asdict(phases).values())
+    for a, b in zip(whole.update.model.parameters(), parted.update.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_settings_have_the_images_and_the_precision_in_force(tiny: Config) -> None:
+    config = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, micro_batch=4, precision="bf16"))
+    assert Setting.of(config).config.train.batch_size == 4
+    assert Setting.of(config).config.train.precision == "bf16"
+    assert Setting.of(config, 5).pixels().shape == (5, 28, 28, 1)
+    for eager in (Setting.of(config, 5, is_baseline=True), Setting.of(config, 5, trains=False)):
+        assert (eager.config.train.batch_size, eager.config.train.micro_batch) == (5, None)
+        assert eager.config.train.precision == "fp32"
+
+
+def test_library_and_baseline_do_the_same_work(tiny: Config) -> None:
+    """The same terms of the same images; as many samples."""
+    library, plain = (Setting.of(tiny, is_baseline=is_baseline, trains=False) for is_baseline in (False, True))
+    a, b = (evaluation(setting, setting.model(CPU))(0) for setting in (library, plain))
+    assert isinstance(a, tuple)
+    assert isinstance(b, tuple)
+    torch.testing.assert_close(a[0], b[0])
+    for temperatures in (None, [1.0, 0.5]):
+        pictures = [sampling(setting, setting.model(CPU), temperatures)(0) for setting in (library, plain)]
+        shapes = {tuple(picture.shape) for picture in pictures if hasattr(picture, "shape")}
+        assert shapes == ({(8, 1, 28, 28)} if temperatures is None else {(2 * 58 + 2, 8 * 58 + 2, 1)})
+
+
+def test_matmul_rate() -> None:
+    assert 0 < matmul_rate(CPU, "fp32") < math.inf
+
+
+def test_memory_grows_with_the_batch(tiny: Config) -> None:
+    """Of a step alone, it is less than of all."""
+    small, large = (memory_of_step(Setting.of(tiny, batch), CPU) for batch in (1, 512))
+    assert 0 < small.step_mb <= small.peak_mb
+    assert large.step_mb > 2 * small.step_mb
