@@ -13,6 +13,7 @@ LEAVES = {"distributed", "errors", "noise", "npz", "precision", "safe_load", "te
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
+    "baseline": {"training", "model", *LEAVES},
     "benchmark": {"benchmark", "baseline", "evaluation", "training", "config", "data", "model", *LEAVES},
     "command_line": {"pretrained", "data", "model", *LEAVES},
     "config": {"data", "training", "model", *LEAVES},

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vdvae.model.likelihood import Binning, Mixture
+from vdvae.model.likelihood import Binning, Mixture, _log_mass
 
 CASES = [(bits, channels) for bits in range(1, 9) for channels in (1, 3)]
 
@@ -31,10 +31,8 @@ def test_one_subpixel_sums_to_one(bits: int, channels: int, spread: float) -> No
     level = torch.arange(binning.levels).float().view(1, -1, 1, 1, 1)  # as if levels were channels: [1, K, 1, 1, 1]
     earlier = [torch.full((1, 1, 1, 1), x) for x in (-0.7, 0.4)]
     for c in range(channels):
-        one = mixture._replace(
-            means=mixture._conditional_mean(c, earlier)[:, None], log_scales=mixture.log_scales[:, c : c + 1]
-        )
-        log_mass = one._log_mass(level, one.means)  # [pixels, K, M, 1, 1]
+        means = mixture._conditional_mean(c, earlier)[:, None]
+        log_mass, _, _ = _log_mass(level, means, mixture.log_scales[:, c : c + 1], binning)  # [pixels, K, M, 1, 1]
         per_logistic = log_mass.exp().sum(1)  # [pixels, M, 1, 1]
         torch.testing.assert_close(per_logistic, torch.ones_like(per_logistic), rtol=0, atol=1e-5)
         total = (log_mass + mixture.logits.log_softmax(1)[:, None]).exp().sum((1, 2))
@@ -151,3 +149,16 @@ def test_mean_is_differentiable_where_a_logistic_is_narrow() -> None:
     mean.sum().backward()
     assert parameters.grad is not None
     assert parameters.grad[0, 1].item() == pytest.approx(127.5, rel=1e-4)
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize(("bits", "channels"), [(8, 3), (5, 3), (8, 1)])
+def test_gradient_against_finite_differences(bits: int, channels: int, spread: float) -> None:
+    parameters = random_parameters(channels, 6, spread).double().requires_grad_()
+    images = torch.tensor([0, 255, 3, 128, 200, 77], dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, channels, -1, -1)
+    binning = Binning.of(bits, "exact")
+
+    def log_prob(p: Tensor) -> Tensor:
+        return Mixture.from_parameters(p, channels, binning).log_prob(images)
+
+    assert torch.autograd.gradcheck(log_prob, parameters)

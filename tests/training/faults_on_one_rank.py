@@ -46,7 +46,7 @@ def fault(update: Update, kind: str) -> Iterator[None]:
 
 def stored(update: Update) -> list[Tensor]:
     """Weights, average and Adam's state."""
-    adam = [value for state in update.optimizer.state.values() for value in state.values()]
+    adam = [value for state in update.optimizer.state_dict()["state"].values() for value in state.values()]
     return [t.detach().clone() for t in (*update.model.parameters(), *update.ema.model.parameters(), *adam)]
 
 

@@ -35,7 +35,7 @@ def random_images(count: int = 8) -> Tensor:
 
 def snapshot(update: Update) -> list[Tensor]:
     """Weights, average and Adam's moments."""
-    state = [value for s in update.optimizer.state.values() for value in s.values()]
+    state = [value for s in update.optimizer.state_dict()["state"].values() for value in s.values()]
     return [t.detach().clone() for t in (*update.model.parameters(), *update.ema.model.parameters(), *state)]
 
 

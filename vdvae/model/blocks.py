@@ -81,16 +81,20 @@ class Bottleneck(nn.Module):
         """Maps gelu(state) `[B, r, r, in_channels]` to `[B, r, r, out_channels]`."""
         return self.c4(self.inner(self.c1(activated)))
 
-    def residual(self, state: Tensor) -> Tensor:
-        """The state after the residual connection, `[B, r, r, in_channels]` to the same."""
-        assert self.c4.bias is not None
-        return add_products(state, self.c4.bias, (self.inner(self.c1(F.gelu(state))), self.c4.weight))
-
     def inner(self, hidden: Tensor) -> Tensor:
         """What is between the first and the last convolution, `[B, r, r, middle_channels]` to the same."""
         hidden = self.c2(F.gelu(hidden))
         hidden = self.c3(F.gelu(hidden))
         return F.gelu(hidden)
+
+
+class ResidualBlock(Bottleneck):
+    """A bottleneck with its first GELU and its residual connection."""
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Maps `[B, r, r, in_channels]` to the same."""
+        assert self.c4.bias is not None
+        return add_products(state, self.c4.bias, (self.inner(self.c1(F.gelu(state))), self.c4.weight))
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

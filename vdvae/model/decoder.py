@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.model.blocks import Bottleneck, add_products, conv, match_channels, pointwise, unpool
+from vdvae.model.blocks import Bottleneck, ResidualBlock, add_products, conv, match_channels, pointwise, unpool
 from vdvae.model.blockspec import DecoderSpec
 from vdvae.model.config import ModelConfig
-from vdvae.model.gaussian import DiagonalGaussian
+from vdvae.model.gaussian import DiagonalGaussian, sample_and_rate
 from vdvae.model.likelihood import MixtureHead
 
 Source = Tensor | Literal["posterior", "prior"]
@@ -20,13 +20,15 @@ Source = Tensor | Literal["posterior", "prior"]
 
 
 class Latent(NamedTuple):
-    """One latent layer of a pass; every tensor is [B, zdim, r, r]."""
+    """One latent layer of a pass; every tensor but the last is [B, zdim, r, r]."""
 
     z: Tensor
     prior: DiagonalGaussian
     """p(z_i | z_<i)"""
     posterior: DiagonalGaussian | None
     """q(z_i | z_<i, x); None where no image was given, or z is drawn from the prior"""
+    rate: Tensor | None = None
+    """KL(q || p) of the whole layer in nats, [B]; known where z was drawn from the posterior"""
 
     @property
     def kl(self) -> Tensor:
@@ -63,7 +65,7 @@ class DecoderBlock(nn.Module):
         self.enc = Bottleneck(2 * width, middle, 2 * config.zdim, resolution)
         self.prior = Bottleneck(width, middle, 2 * config.zdim + width, resolution, last_scale=0.0)
         self.z_proj = conv(config.zdim, width, scale=residual_scale)
-        self.resnet = Bottleneck(width, middle, width, resolution, last_scale=residual_scale)
+        self.resnet = ResidualBlock(width, middle, width, resolution, last_scale=residual_scale)
 
     def forward(
         self, x: Tensor, seen: Tensor | None, source: Source, noise: Tensor | None, temperature: float
@@ -74,7 +76,7 @@ class DecoderBlock(nn.Module):
             x: the top-down state.
             seen: what the posterior reads of the encoder, [B*r*r, middle_channels] (see `Decoder._read`), or None.
             source: where z comes from.
-            noise: standard normal [B, zdim, r, r]; None where z is given.
+            noise: standard normal [B, r, r, zdim]; None where z is given.
             temperature: factor on the standard deviation that z is drawn with.
 
         Returns:
@@ -86,21 +88,25 @@ class DecoderBlock(nn.Module):
         assert last.bias is not None
         for_prior, for_state = last.weight.split((2 * self.zdim, self.width))
         prior_bias, state_bias = last.bias.split((2 * self.zdim, self.width))
-        prior = DiagonalGaussian.from_channels(pointwise(hidden, for_prior, prior_bias))
-        posterior = None
+        p = pointwise(hidden, for_prior, prior_bias).float()  # [B, r, r, 2*zdim]
+        q = rate = None
         if seen is not None:
             both = pointwise(activated, self.enc.c1.weight[:, : self.width], seen)
-            posterior = DiagonalGaussian.from_channels(self.enc.c4(self.enc.inner(both)))
+            q = self.enc.c4(self.enc.inner(both)).float()  # [B, r, r, 2*zdim]
+        prior = DiagonalGaussian.from_channels(p)
+        posterior = None if q is None else DiagonalGaussian.from_channels(q)
         if isinstance(source, Tensor):
-            z = source
+            z = source.permute(0, 2, 3, 1)
         else:
-            chosen = posterior if source == "posterior" else prior
-            assert chosen is not None and noise is not None
-            z = chosen.sample(noise, temperature)
+            assert noise is not None
+            if source == "posterior":
+                assert q is not None
+                z, rate = sample_and_rate(q, p, noise, temperature)
+            else:
+                z = prior.sample(noise.permute(0, 3, 1, 2), temperature).permute(0, 2, 3, 1)
         assert self.z_proj.bias is not None
-        projected = (z.permute(0, 2, 3, 1), self.z_proj.weight)
-        x = add_products(x, state_bias + self.z_proj.bias, (hidden, for_state), projected)
-        return self.resnet.residual(x), Latent(z, prior, posterior)
+        x = add_products(x, state_bias + self.z_proj.bias, (hidden, for_state), (z, self.z_proj.weight))
+        return self.resnet(x), Latent(z.permute(0, 3, 1, 2), prior, posterior, rate)
 
 
 class Decoder(nn.Module):
@@ -173,7 +179,7 @@ class Decoder(nn.Module):
             alike = [block for block in blocks if block.spec.resolution == r]
             if alike:
                 weights = torch.cat([block.enc.c1.weight[:, block.width :] for block in alike])
-                biases = torch.cat([block.enc.c1.bias for block in alike])
+                biases = torch.cat([block.enc.c1.bias for block in alike if block.enc.c1.bias is not None])
                 seen = pointwise(F.gelu(activation), weights, biases).flatten(0, 2)
                 read.update(zip(alike, seen.chunk(len(alike), 1), strict=True))
         return read
@@ -181,4 +187,4 @@ class Decoder(nn.Module):
     def _noise(self, batch: int, r: int, generator: torch.Generator | None) -> Tensor:
         device = self.gain.device if generator is None else generator.device
         noise = torch.randn(batch, self.zdim, r, r, generator=generator, device=device, dtype=torch.float32)
-        return noise.to(self.gain.device)
+        return noise.to(self.gain.device).permute(0, 2, 3, 1).contiguous()

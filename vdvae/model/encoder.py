@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vdvae.model.blocks import Bottleneck, conv, match_channels, pool
+from vdvae.model.blocks import ResidualBlock, conv, match_channels, pool
 from vdvae.model.config import ModelConfig
 
 
@@ -20,15 +20,14 @@ class Encoder(nn.Module):
         self.enc_blocks = nn.ModuleList()
         for spec in self.specs:
             width, middle = config.width_at(spec.resolution), config.bottleneck_width(spec.resolution)
-            self.enc_blocks.append(Bottleneck(width, middle, width, spec.resolution, last_scale=scale))
+            self.enc_blocks.append(ResidualBlock(width, middle, width, spec.resolution, last_scale=scale))
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         """Maps scaled images `[B, C, H, W]` to the last state of each resolution r, `[B, r, r, width]`."""
         x = self.in_conv(x.permute(0, 2, 3, 1))
         activations = {x.shape[2]: x}
         for spec, block in zip(self.specs, self.enc_blocks, strict=True):
-            assert isinstance(block, Bottleneck)
-            x = block.residual(x)
+            x = block(x)
             if spec.pool > 1:
                 x = match_channels(pool(x, spec.pool), self.width_at[spec.output_resolution])
             activations[spec.output_resolution] = x

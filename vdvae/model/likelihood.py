@@ -85,14 +85,8 @@ class Mixture(NamedTuple):
         """Unpacks `[B, P, H, W]`, with P as in `num_parameters`, in the released order: logits, then per channel
         means, log scales and, with three channels, one coefficient.
         """
-        b, p, h, w = parameters.shape
-        kinds = 2 if channels == 1 else 3
-        m = p // (1 + kinds * channels)
-        parameters = parameters.clamp(-LARGEST, LARGEST)
-        logits = parameters[:, :m]
-        means, log_scales, *rest = parameters[:, m:].view(b, channels, kinds, m, h, w).unbind(2)  # [B, C, M, H, W]
-        coefficients = rest[0].tanh() if rest else means[:, :0]
-        return cls(logits, means, log_scales.clamp(min=MIN_LOG_SCALE), coefficients, binning)
+        logits, means, log_scales, coefficients = _Unpack.apply(parameters, channels)
+        return cls(logits, means, log_scales, coefficients, binning)
 
     @staticmethod
     def num_parameters(channels: int, num_mixtures: int) -> int:
@@ -106,7 +100,7 @@ class Mixture(NamedTuple):
             return self._released_log_prob(level)
         log_prob: Tensor = _LogProb.apply(
             level, self.logits, self.means, self.log_scales, self.coefficients, self.binning
-        )  # type: ignore[no-untyped-call]
+        )
         return log_prob
 
     def _released_log_prob(self, level: Tensor) -> Tensor:
@@ -121,7 +115,7 @@ class Mixture(NamedTuple):
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draws uint8 images `[B, C, H, W]`; each channel is conditioned on the levels drawn for those before it."""
         gumbel = -torch.log(-torch.log(_uniform(self.logits.shape, self.logits.device, generator)))
-        chosen = (self.logits + gumbel).argmax(1, keepdim=True)  # [B, 1, H, W]
+        chosen = (self.logits + gumbel).max(1, keepdim=True).indices  # [B, 1, H, W]; argmax is slow on CPUs
         u = _uniform(self.means[:, :, 0].shape, self.means.device, generator)  # [B, C, H, W]
         logistic = torch.log(u) - torch.log1p(-u)
         levels: list[Tensor] = []
@@ -170,15 +164,41 @@ class MixtureHead(nn.Module):
         return planes.view(b, -1, h, w)
 
 
-class _LogProb(torch.autograd.Function):
-    """log p(x) of each image, [B], with its gradient written out and worked out on the way.
+class _Unpack(torch.autograd.Function):
+    """Logits, means, log scales and coefficients of `[B, P, H, W]`, whose gradients go back to their places at once."""
 
-    With F the logistic function, lower edge l and upper edge u of a bin in units of the scale, and w = u - l, its mass
-        F(u) - F(l) = F(u) F(-l) (1 - exp(-w))
-    is three factors without cancellation. An open end drops its factor and the last one. Of a bin too far out to
-    matter, the released code takes the density at the centre times w, which is F(u) F(-l) w exp(-w/2) there; so do
-    we, below a mass that shows in no sum, to give its figures for wildly unlikely pixels too.
-    """
+    @staticmethod
+    def forward(ctx: Any, parameters: Tensor, channels: int) -> tuple[Tensor, ...]:
+        parameters = parameters.clamp(-LARGEST, LARGEST)
+        logits, means, log_scales, coefficients = _parts(parameters, channels)
+        coefficients.tanh_()
+        ctx.channels = channels
+        ctx.save_for_backward(log_scales >= MIN_LOG_SCALE, coefficients)
+        log_scales.clamp_(min=MIN_LOG_SCALE)
+        return logits, means, log_scales, coefficients
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        is_free, coefficients = ctx.saved_tensors
+        logits, means, log_scales, raw = gradients
+        log_scales = log_scales * is_free
+        raw = raw * (1 - coefficients.square())
+        kinds = [means, log_scales] if ctx.channels == 1 else [means, log_scales, raw]
+        return torch.cat([logits, torch.stack(kinds, 2).flatten(1, 3)], 1), None
+
+
+def _parts(parameters: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Views of `[B, P, H, W]`, in the released order: see `Mixture.from_parameters`."""
+    b, p, h, w = parameters.shape
+    kinds = 2 if channels == 1 else 3
+    m = p // (1 + kinds * channels)
+    means, log_scales, *rest = parameters[:, m:].view(b, channels, kinds, m, h, w).unbind(2)  # [B, C, M, H, W]
+    return parameters[:, :m], means, log_scales, rest[0] if rest else means[:, :0]
+
+
+class _LogProb(torch.autograd.Function):
+    """log p(x) of each image, [B], with its gradient written out: a third of the passes over memory."""
 
     @staticmethod
     def forward(
@@ -190,9 +210,26 @@ class _LogProb(torch.autograd.Function):
         coefficients: Tensor,
         binning: Binning,
     ) -> Tensor:
-        log_prob, *gradients = _log_prob_and_gradients(level, logits, means, log_scales, coefficients, binning)
-        ctx.save_for_backward(*gradients)
-        return log_prob
+        x = binning.centre(level)  # [B, C, 1, H, W]
+        dependencies = [(c, earlier) for c in range(level.shape[1]) for earlier in range(c)]  # one coefficient each
+        means = means.clone()  # [B, C, M, H, W]
+        for i, (c, earlier) in enumerate(dependencies):
+            means[:, c].addcmul_(coefficients[:, i], x[:, earlier])
+        log_mass, by_means, by_log_scales = _log_mass(level, means, log_scales, binning)
+        log_joint = log_mass.sum(1).add_(F.log_softmax(logits, 1))  # [B, M, H, W]
+        log_pixel = torch.logsumexp(log_joint, 1, keepdim=True)  # [B, 1, H, W]
+
+        share = log_joint.sub_(log_pixel).exp_()  # [B, M, H, W], of each logistic in its pixel
+        by_means.mul_(share[:, None])
+        by_log_scales.mul_(share[:, None])
+        by_coefficients = [by_means[:, c] * x[:, earlier] for c, earlier in dependencies]
+        ctx.save_for_backward(
+            share - logits.softmax(1),
+            by_means,
+            by_log_scales,
+            torch.stack(by_coefficients, 1) if dependencies else coefficients,
+        )
+        return log_pixel.sum((1, 2, 3))
 
     @staticmethod
     @once_differentiable
@@ -201,47 +238,35 @@ class _LogProb(torch.autograd.Function):
         return None, *per_image, None
 
 
-def _log_prob_and_gradients(
-    level: Tensor, logits: Tensor, means: Tensor, log_scales: Tensor, coefficients: Tensor, binning: Binning
-) -> tuple[Tensor, ...]:
-    """log p(x), [B], and its derivatives by the four parameters of a mixture, in their shapes."""
-    top, channels = binning.levels - 1, level.shape[1]
-    x = binning.centre(level)  # [B, C, 1, H, W]
-    dependencies = [(c, earlier) for c in range(channels) for earlier in range(c)]  # one coefficient each
+def _log_mass(level: Tensor, means: Tensor, log_scales: Tensor, binning: Binning) -> tuple[Tensor, Tensor, Tensor]:
+    """log of a logistic's mass in the bin of `level`, and its derivatives by the mean and by the log scale.
 
-    distance = means.clone()  # of the level from the mean, in levels
-    for i, (c, earlier) in enumerate(dependencies):
-        distance[:, c].addcmul_(coefficients[:, i], x[:, earlier])
-    distance = level - distance.add_(1).div_(binning.spacing)
+    With F the logistic function, lower edge l and upper edge u in units of the scale, and w = u - l,
+        F(u) - F(l) = F(u) F(-l) (1 - exp(-w)),
+    three factors without cancellation. An open end drops its factor and the last one. Of a bin too far out to
+    matter, the released code takes the density at the centre times w, which is F(u) F(-l) w exp(-w/2) there; so do
+    we, below a mass that shows in no sum, to give its figures for wildly unlikely pixels too.
+    """
     log_width = math.log(binning.spacing) - log_scales
     width = log_width.exp()
-    not_bottom, not_top = (level > 0).float(), (level < top).float()
+    distance = level - (means + 1).div_(binning.spacing)
+    not_bottom, not_top = (level > 0).float(), (level < binning.levels - 1).float()
     inner = not_bottom * not_top
 
     upper, lower = (distance + 0.5).mul_(width), (0.5 - distance).mul_(width)  # u and -l
     edges = F.softplus(-upper).mul_(-not_top).sub_(F.softplus(-lower).mul_(not_bottom))  # log F(u) + log F(-l)
-    minus_rest = torch.expm1(-width.clamp(min=1e-3))
-    exact = torch.log(-minus_rest)  # log(1 - exp(-w))
-    use_series = (width < 1e-3) | (edges + exact < LOG_NEGLIGIBLE)
-    series = torch.sub(log_width, width, alpha=0.5)  # of the same, to a relative error of w^2/24
-    log_mass = edges.addcmul_(torch.where(use_series, series, exact), inner)
-    log_joint = log_mass.sum(1).add_(F.log_softmax(logits, 1))  # [B, M, H, W]
-    log_pixel = torch.logsumexp(log_joint, 1, keepdim=True)  # [B, 1, H, W]
+    minus_last = torch.expm1(-width.clamp(min=1e-3))  # exp(-w) - 1
+    last = torch.log(-minus_last)
+    use_series = (width < 1e-3) | (edges + last < LOG_NEGLIGIBLE)
+    series = torch.sub(log_width, width, alpha=0.5)  # of log(1 - exp(-w)), to a relative error of w^2/24
+    log_mass = edges.addcmul_(torch.where(use_series, series, last), inner)
 
-    share = log_joint.sub_(log_pixel).exp_()[:, None]  # [B, 1, M, H, W], of each logistic in its pixel
     beyond_upper = torch.sigmoid(-upper).mul_(not_top)
     beyond_lower = torch.sigmoid(-lower).mul_(not_bottom)
-    by_mean = (beyond_lower - beyond_upper).mul_(width).mul_(share).div_(binning.spacing)
-    by_width = torch.where(use_series, 1 - 0.5 * width, width * (-1 - 1 / minus_rest)).mul_(inner)
-    by_width.addcmul_(upper, beyond_upper).addcmul_(lower, beyond_lower)
-    by_coefficients = [by_mean[:, c] * x[:, earlier] for c, earlier in dependencies]
-    return (
-        log_pixel.sum((1, 2, 3)),
-        share[:, 0] - logits.softmax(1),
-        by_mean,
-        by_width.mul_(-share),
-        torch.stack(by_coefficients, 1) if by_coefficients else torch.zeros_like(coefficients),
-    )
+    by_mean = (beyond_lower - beyond_upper).mul_(width).div_(binning.spacing)
+    by_log_width = torch.where(use_series, 1 - 0.5 * width, width * (-1 - 1 / minus_last)).mul_(inner)
+    by_log_width.addcmul_(upper, beyond_upper).addcmul_(lower, beyond_lower)
+    return log_mass, by_mean, by_log_width.neg_()
 
 
 def _released_log_mass(x: Tensor, means: Tensor, log_scales: Tensor, half_bin: float) -> Tensor:

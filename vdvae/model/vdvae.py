@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from vdvae.model import arguments
 from vdvae.model.arguments import Temperature
-from vdvae.model.blocks import Bottleneck
 from vdvae.model.config import ModelConfig
 from vdvae.model.decoder import Decoder, Latent, Source
 from vdvae.model.encoder import Encoder
@@ -56,6 +55,7 @@ class VDVAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.binning = Binning.of(config.bits, config.binning)
+        self._log_prob = Mixture.log_prob
 
     @property
     def num_layers(self) -> int:
@@ -90,11 +90,13 @@ class VDVAE(nn.Module):
         return sums
 
     def compile_blocks(self) -> None:
-        """Compiles the bottlenecks, those of one shape together, so that compile time does not grow with depth."""
-        torch._dynamo.config.cache_size_limit = 256  # shapes of one function: up to 4 per resolution
-        for module in self.modules():
-            if isinstance(module, Bottleneck):
-                module.compile(dynamic=False)
+        """Compiles the residual blocks, the top-down blocks and the likelihood, each on its own: blocks of one shape
+        share their code, so that compile time does not grow with depth.
+        """
+        torch._dynamo.config.cache_size_limit = 256  # shapes of one function: those of all resolutions
+        for block in [*self.encoder.enc_blocks, *self.decoder.dec_blocks]:
+            block.compile(dynamic=False)
+        self._log_prob = torch.compile(Mixture.log_prob, dynamic=False)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None, layers: int | None = None) -> Terms:
         """The likelihood terms of `images`, with one posterior sample per layer.
@@ -109,9 +111,12 @@ class VDVAE(nn.Module):
         """The likelihood terms of `images`, by a pass that has seen them; layers from the prior have no rate."""
         images = self._checked(images)
         dims, none = self.config.dims, run.mixture.logits.new_zeros(len(images))
-        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in run.latents]
+        rates = [
+            none if latent.posterior is None else latent.kl.sum((1, 2, 3)) if latent.rate is None else latent.rate
+            for latent in run.latents
+        ]
         layer_rate = torch.stack(rates, 1) / dims  # [B, L]
-        return Terms(-run.mixture.log_prob(images) / dims, layer_rate.sum(1), layer_rate)
+        return Terms(-self._log_prob(run.mixture, images) / dims, layer_rate.sum(1), layer_rate)
 
     def log_weights(
         self, images: Tensor, samples: int, generator: torch.Generator | None = None, layers: int | None = None

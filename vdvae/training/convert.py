@@ -143,7 +143,7 @@ def import_released(prefix: str, run_dir: Path, hps: str | None = None, override
     update = Update(model, config.train, World(0, 1, torch.device("cpu")))
     model.load_state_dict(weights)
     update.ema.model.load_state_dict(average)
-    _load_adam(update.optimizer, adam)
+    _load_adam(update, adam)
 
     place = run_dir.resolve()
     temporary = RunDirectory(place.with_name(f".{place.name}.importing"))
@@ -288,15 +288,11 @@ def _read_group(
     return groups[0], moments
 
 
-def _load_adam(optimizer: torch.optim.Optimizer, adam: Adam) -> None:
+def _load_adam(update: Update, adam: Adam) -> None:
     """Gives an optimiser the moments and the step count; its settings stay."""
-    parameters = optimizer.param_groups[0]["params"]
-    state: dict[int, dict[str, Tensor]] = {}
-    for i, (parameter, moments) in enumerate(zip(parameters, adam.moments, strict=True)):
-        # The fused update takes parameter and moments to be laid out alike in memory.
-        state[i] = {name: torch.zeros_like(parameter).copy_(moment) for name, moment in moments.items()}
-        state[i]["step"] = torch.tensor(float(adam.step))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    step = torch.tensor(float(adam.step))
+    state = {i: {"step": step, **moments} for i, moments in enumerate(adam.moments)}
+    update.optimizer.load_state_dict({**update.optimizer.state_dict(), "state": state})
 
 
 def _apex(adam: Adam, config: Config) -> dict[str, Any]:
