@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vdvae import VDVAE, distributed
+from vdvae.allocator import keep_freed_memory
 from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.splits import Splits, load_splits
@@ -48,6 +49,7 @@ TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
+    keep_freed_memory()
     with ExitStack() as held:
         with exit_on_user_error():
             args = command_line()
@@ -55,6 +57,7 @@ def main() -> None:
             splits = load_splits(config.data, config.model)
             config.train.batch_per_process(distributed.env_size())
             device = distributed.pick_device()
+            config.train.check_device(device.type, distributed.env_size())
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
             if distributed.env_rank() == 0:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {"distributed", "errors", "noise", "npz", "precision", "safe_load", "tensor_tree", "whole_file"}
+LEAVES = {"allocator", "distributed", "errors", "noise", "npz", "precision", "safe_load", "tensor_tree", "whole_file"}
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "pretrained": {"released", "training", "config", "model", *LEAVES},
     "released": {"config", "model", *LEAVES},
     "safe_load": {"errors"},
+    "allocator": set(),
     "tensor_tree": set(),
     "whole_file": set(),
     "distributed": {"tensor_tree"},

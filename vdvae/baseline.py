@@ -29,7 +29,7 @@ class BaselineUpdate:
 
     Args:
         model: on its device; updated in place, and its weights laid out with channels first.
-        config: the `train` section; `precision`, `compile` and `checkpoint_above` are not looked at.
+        config: the `train` section; `precision`, `compile` and `recompute_from` are not looked at.
         world: one process.
     """
 

@@ -20,5 +20,9 @@ class Purpose(IntEnum):
 
 def generator(device: torch.device, seed: int, purpose: Purpose, *key: int) -> torch.Generator:
     """A generator on `device`, seeded from (seed, purpose, key)."""
-    state = np.random.SeedSequence((seed, int(purpose), *key)).generate_state(1, np.uint64)[0]
-    return torch.Generator(device).manual_seed(int(state >> 1))
+    return torch.Generator(device).manual_seed(generator_seed(seed, purpose, *key))
+
+
+def generator_seed(seed: int, purpose: Purpose, *key: int) -> int:
+    """What `generator` seeds its generator with."""
+    return int(np.random.SeedSequence((seed, int(purpose), *key)).generate_state(1, np.uint64)[0] >> 1)

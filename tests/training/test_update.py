@@ -14,7 +14,6 @@ from torch import Tensor
 from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.distributed import World
-from vdvae.model.likelihood import Mixture
 from vdvae.noise import Purpose, generator
 from vdvae.training.config import TrainConfig
 from vdvae.training.optimizer import learning_rate
@@ -66,7 +65,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(
     tiny: Config, micro_batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the posteriors' means for latents, since the noise of pieces differs from that of the whole."""
-    monkeypatch.setattr("vdvae.model.decoder.Decoder._noise", lambda _self, batch, r, _g: torch.zeros(batch, 2, r, r))
+    monkeypatch.setattr("vdvae.model.decoder.Decoder._noise", lambda _self, batch, r, *_: torch.zeros(batch, r, r, 2))
     norms = []
     for cap in (None, micro_batch):
         update = make_update(tiny, micro_batch=cap)
@@ -94,10 +93,10 @@ def test_a_skipped_update_leaves_everything_as_it_was(
     update = make_update(tiny, micro_batch=4)
     update(random_images(), 0)
     before = snapshot(update)
-    log_prob = Mixture.log_prob
     calls = iter([poison, 0.0])
     with monkeypatch.context() as patch:
-        patch.setattr(Mixture, "log_prob", lambda self, images: log_prob(self, images) + next(calls))
+        poisoned = lambda mixture, images: mixture.log_prob(images) + next(calls)  # noqa: E731
+        patch.setattr(update.model, "_log_prob", poisoned)
         update(random_images(), 1)
     assert all(torch.equal(a, b) for a, b in zip(before, snapshot(update), strict=True))
     report = update.report()
@@ -197,3 +196,57 @@ def test_losses_between_two_reports_survive_another_number_of_processes(tiny: Co
             metrics.load_state_dict(state, World(rank, processes, CPU))
             total += metrics.losses
         assert torch.equal(total, state["losses"].sum(0))
+
+
+@pytest.mark.parametrize("resolution", [1, 7, 28])
+def test_recomputing_changes_no_gradient(tiny: Config, resolution: int) -> None:
+    plain, sparing = make_update(tiny), make_update(tiny, recompute_from=resolution)
+    for step in range(2):
+        plain(random_images(), step)
+        sparing(random_images(), step)
+    assert torch.equal(plain.optimizer.gradient, sparing.optimizer.gradient)
+    assert torch.equal(plain.weights, sparing.weights)
+
+
+def test_the_optimiser_is_adamw_of_single_parameters_to_the_outside(tiny: Config) -> None:
+    """Its state makes `torch.optim.AdamW` take the same next step, and comes back unchanged."""
+    update = make_update(tiny)
+    update(random_images(), 0)
+    parameters = [p.detach().clone().requires_grad_() for p in update.model.parameters()]
+    adamw = torch.optim.AdamW(parameters, lr=0.5)
+    adamw.load_state_dict(copy.deepcopy(update.optimizer.state_dict()))
+    for parameter, gradient in zip(parameters, update.optimizer.gradients, strict=True):
+        gradient.copy_(torch.randn_like(gradient))
+        parameter.grad = gradient.clone()
+    one, zero = torch.ones(()), torch.zeros(())
+    update.optimizer.step(1e-3, one, zero)
+    adamw.param_groups[0].update(lr=1e-3, fused=False)
+    adamw.step()
+    torch.testing.assert_close(list(update.model.parameters()), [torch.nn.Parameter(p) for p in parameters])
+
+    other = make_update(tiny)
+    other.optimizer.load_state_dict(copy.deepcopy(update.optimizer.state_dict()))
+    torch.testing.assert_close(other.optimizer.state_dict()["state"], update.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("key", ["cuda_graph", "compress_gradients"])
+def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
+    config = replace(tiny.train, **{key: True})  # type: ignore[arg-type]
+    config.check_device("cuda", 1)
+    with pytest.raises(ValueError, match=f"train.{key} needs .* cpu; set train.{key}=false"):
+        config.check_device("cpu", 1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_a_cuda_graph_takes_the_same_steps(tiny: Config) -> None:
+    world = World(0, 1, torch.device("cuda"))
+    updates = []
+    for cuda_graph in (False, True):
+        torch.manual_seed(0)
+        config = replace(tiny.train, cuda_graph=cuda_graph, micro_batch=4)
+        updates.append(Update(VDVAE(tiny.model).to(world.device), config, world))
+        for step in range(3):
+            updates[-1](random_images().to(world.device), step)
+    plain, graphed = updates
+    torch.testing.assert_close(graphed.weights, plain.weights, rtol=0, atol=1e-6)
+    assert graphed.report().bits_per_dim == pytest.approx(plain.report().bits_per_dim, rel=1e-6)

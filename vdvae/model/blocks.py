@@ -6,9 +6,13 @@ images are stored, in which CPUs and tensor cores convolve, and in which a 1x1 c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int = 1, scale: float = 1.0) -> Conv:
@@ -91,10 +95,22 @@ class Bottleneck(nn.Module):
 class ResidualBlock(Bottleneck):
     """A bottleneck with its first GELU and its residual connection."""
 
+    recompute = False
+    """See `run`."""
+
     def forward(self, state: Tensor) -> Tensor:
         """Maps `[B, r, r, in_channels]` to the same."""
         assert self.c4.bias is not None
         return add_products(state, self.c4.bias, (self.inner(self.c1(F.gelu(state))), self.c4.weight))
+
+
+def run(recompute: bool, function: Callable[..., Any], *inputs: Any) -> Any:
+    """function(*inputs), of which, if it is to be recomputed, only the inputs are kept for the backward pass, which
+    runs it again: "activation checkpointing" (Chen et al. 2016).
+    """
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)  # noise is among the inputs
+    return function(*inputs)
 
 
 def pool(x: Tensor, factor: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.model.blocks import Bottleneck, ResidualBlock, add_products, conv, match_channels, pointwise, unpool
+from vdvae.model.blocks import Bottleneck, ResidualBlock, add_products, conv, match_channels, pointwise, run, unpool
 from vdvae.model.blockspec import DecoderSpec
 from vdvae.model.config import ModelConfig
 from vdvae.model.gaussian import DiagonalGaussian, sample_and_rate
@@ -55,6 +55,10 @@ class Latent(NamedTuple):
 class DecoderBlock(nn.Module):
     """Posterior, prior, latent projection and residual block of one layer (paper Figure 3, "top-down block")."""
 
+    recompute = False
+    """See `blocks.run`: of the block, and then of each of its three bottlenecks, so that never more than the inside of
+    one of them exists."""
+
     def __init__(self, config: ModelConfig, spec: DecoderSpec, residual_scale: float) -> None:
         super().__init__()
         self.spec = spec
@@ -68,7 +72,7 @@ class DecoderBlock(nn.Module):
         self.resnet = ResidualBlock(width, middle, width, resolution, last_scale=residual_scale)
 
     def forward(
-        self, x: Tensor, seen: Tensor | None, source: Source, noise: Tensor | None, temperature: float
+        self, x: Tensor, seen: Tensor | None, source: Source, noise: Tensor | None, temperature: float | Tensor
     ) -> tuple[Tensor, Latent]:
         """Takes the state `x` [B, r, r, width] through the layer.
 
@@ -77,13 +81,13 @@ class DecoderBlock(nn.Module):
             seen: what the posterior reads of the encoder, [B*r*r, middle_channels] (see `Decoder._read`), or None.
             source: where z comes from.
             noise: standard normal [B, r, r, zdim]; None where z is given.
-            temperature: factor on the standard deviation that z is drawn with.
+            temperature: factor on the standard deviation that z is drawn with, a number or [B, 1, 1, 1].
 
         Returns:
             the next state, [B, r, r, width], and what the layer did.
         """
         activated = F.gelu(x)
-        hidden = self.prior.inner(self.prior.c1(activated))
+        hidden = run(self.recompute, self.prior.inner, self.prior.c1(activated))
         last = self.prior.c4
         assert last.bias is not None
         for_prior, for_state = last.weight.split((2 * self.zdim, self.width))
@@ -92,7 +96,7 @@ class DecoderBlock(nn.Module):
         q = rate = None
         if seen is not None:
             both = pointwise(activated, self.enc.c1.weight[:, : self.width], seen)
-            q = self.enc.c4(self.enc.inner(both)).float()  # [B, r, r, 2*zdim]
+            q = self.enc.c4(run(self.recompute, self.enc.inner, both)).float()  # [B, r, r, 2*zdim]
         prior = DiagonalGaussian.from_channels(p)
         posterior = None if q is None else DiagonalGaussian.from_channels(q)
         if isinstance(source, Tensor):
@@ -106,7 +110,11 @@ class DecoderBlock(nn.Module):
                 z = prior.sample(noise.permute(0, 3, 1, 2), temperature).permute(0, 2, 3, 1)
         assert self.z_proj.bias is not None
         x = add_products(x, state_bias + self.z_proj.bias, (hidden, for_state), (z, self.z_proj.weight))
-        return self.resnet(x), Latent(z.permute(0, 3, 1, 2), prior, posterior, rate)
+        return run(self.recompute, self.resnet, x), Latent(z.permute(0, 3, 1, 2), prior, posterior, rate)
+
+
+def _read_all(activation: Tensor, weights: Tensor, biases: Tensor) -> Tensor:
+    return pointwise(F.gelu(activation), weights, biases).flatten(0, 2)
 
 
 class Decoder(nn.Module):
@@ -137,13 +145,15 @@ class Decoder(nn.Module):
         batch: int,
         activations: dict[int, Tensor] | None,
         sources: Sequence[Source],
-        temperatures: Sequence[float],
+        temperatures: Sequence[float | Tensor],
         generator: torch.Generator | None,
+        copies: int = 1,
     ) -> tuple[Tensor, list[Latent]]:
         """Runs the first `len(sources)` layers; returns the last state, [batch, r, r, width], and what each did.
 
         The noise of a layer whose z is not given is one standard-normal draw [batch, zdim, r, r] in fp32, made on
-        the generator's device, layers in top-down order.
+        the generator's device, layers in top-down order. A temperature may be a tensor [batch, 1, 1, 1]. With `copies`
+        the batch consists of so many equal parts, each with the same noise.
         """
         latents: list[Latent] = []
         states: dict[int, Tensor] = {bias.shape[2]: bias.permute(0, 2, 3, 1) for bias in self.bias_xs}
@@ -155,8 +165,8 @@ class Decoder(nn.Module):
             if mixin is not None:
                 x = x + unpool(match_channels(states[mixin], block.width), r // mixin)
             x = x.expand(batch, r, r, -1).contiguous()
-            noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
-            x, latent = block(x, seen.get(block), source, noise, temperature)
+            noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator, copies)
+            x, latent = run(block.recompute, block, x, seen.get(block), source, noise, temperature)
             states[r] = x
             latents.append(latent)
         return x, latents
@@ -164,7 +174,7 @@ class Decoder(nn.Module):
     def mixture_parameters(self, x: Tensor) -> Tensor:
         """Maps the last state [B, H, W, width] to the likelihood's parameters [B, P, H, W], in fp32."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.out_net(torch.addcmul(self.bias.flatten(), x.float(), self.gain.flatten()))
+            return self.out_net(x.float(), self.gain.flatten(), self.bias.flatten())
 
     def _read(
         self, activations: dict[int, Tensor] | None, blocks: Sequence[DecoderBlock]
@@ -180,11 +190,12 @@ class Decoder(nn.Module):
             if alike:
                 weights = torch.cat([block.enc.c1.weight[:, block.width :] for block in alike])
                 biases = torch.cat([block.enc.c1.bias for block in alike if block.enc.c1.bias is not None])
-                seen = pointwise(F.gelu(activation), weights, biases).flatten(0, 2)
+                seen = run(alike[0].recompute, _read_all, activation, weights, biases)
                 read.update(zip(alike, seen.chunk(len(alike), 1), strict=True))
         return read
 
-    def _noise(self, batch: int, r: int, generator: torch.Generator | None) -> Tensor:
+    def _noise(self, batch: int, r: int, generator: torch.Generator | None, copies: int) -> Tensor:
         device = self.gain.device if generator is None else generator.device
-        noise = torch.randn(batch, self.zdim, r, r, generator=generator, device=device, dtype=torch.float32)
-        return noise.to(self.gain.device).permute(0, 2, 3, 1).contiguous()
+        noise = torch.randn(batch // copies, self.zdim, r, r, generator=generator, device=device, dtype=torch.float32)
+        noise = noise.to(self.gain.device).permute(0, 2, 3, 1).contiguous()
+        return noise if copies == 1 else noise.repeat(copies, 1, 1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from vdvae.model.blocks import ResidualBlock, conv, match_channels, pool
+from vdvae.model.blocks import ResidualBlock, conv, match_channels, pool, run
 from vdvae.model.config import ModelConfig
 
 
@@ -27,7 +27,8 @@ class Encoder(nn.Module):
         x = self.in_conv(x.permute(0, 2, 3, 1))
         activations = {x.shape[2]: x}
         for spec, block in zip(self.specs, self.enc_blocks, strict=True):
-            x = block(x)
+            assert isinstance(block, ResidualBlock)
+            x = run(block.recompute, block, x)
             if spec.pool > 1:
                 x = match_channels(pool(x, spec.pool), self.width_at[spec.output_resolution])
             activations[spec.output_resolution] = x

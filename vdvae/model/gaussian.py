@@ -23,8 +23,10 @@ class DiagonalGaussian(NamedTuple):
         mean, log_std = features.float().permute(0, 3, 1, 2).chunk(2, dim=1)  # each [B, zdim, r, r]
         return cls(mean, log_std)
 
-    def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
+    def sample(self, noise: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
         """mean + temperature * std * noise: reparameterised, so gradients reach both parameters."""
+        if isinstance(temperature, Tensor):
+            return torch.addcmul(self.mean, self.log_std.exp() * temperature, noise)
         return torch.addcmul(self.mean, self.log_std.exp(), noise, value=temperature)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
@@ -39,14 +41,16 @@ class DiagonalGaussian(NamedTuple):
         return -0.5 * (standardised.square() + LOG_2PI) - self.log_std
 
 
-def sample_and_rate(posterior: Tensor, prior: Tensor, noise: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def sample_and_rate(
+    posterior: Tensor, prior: Tensor, noise: Tensor, temperature: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
     """A sample of the posterior, and its KL divergence from the prior: what training wants of a layer, in few passes.
 
     Args:
         posterior: means and log standard deviations, `[B, r, r, 2*zdim]`.
         prior: the same of the prior.
         noise: standard normal, `[B, r, r, zdim]`.
-        temperature: factor on the standard deviation.
+        temperature: factor on the standard deviation, a number or [B, 1, 1, 1].
 
     Returns:
         z `[B, r, r, zdim]`, and the divergence of each image's layer in nats, `[B]`.
@@ -59,11 +63,13 @@ class _SampleAndRate(torch.autograd.Function):
     """With the gradient written out: half of the operations that autograd takes, none of them on scattered memory."""
 
     @staticmethod
-    def forward(ctx: Any, posterior: Tensor, prior: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, posterior: Tensor, prior: Tensor, noise: Tensor, temperature: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         q_mean, q_log_std = posterior.chunk(2, -1)
         _, p_log_std = prior.chunk(2, -1)
         deviation = q_log_std.clone(memory_format=torch.contiguous_format).exp_().mul_(noise)
-        if temperature != 1:
+        if isinstance(temperature, Tensor) or temperature != 1:
             deviation.mul_(temperature)
         difference, log_ratio = (posterior - prior).chunk(2, -1)
         inverse_std = p_log_std.neg().exp_()

@@ -112,11 +112,13 @@ class Mixture(NamedTuple):
         return torch.logsumexp(log_joint, dim=1).sum((1, 2))  # [B]
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draws uint8 images `[B, C, H, W]`; each channel is conditioned on the levels drawn for those before it."""
-        gumbel = -torch.log(-torch.log(_uniform(self.logits.shape, self.logits.device, generator)))
+    def sample(self, generator: torch.Generator | None = None, copies: int = 1) -> Tensor:
+        """Draws uint8 images `[B, C, H, W]`; each channel is conditioned on the levels drawn for those before it. With
+        `copies` the batch consists of so many equal parts, which are drawn with the same noise.
+        """
+        gumbel = -torch.log(-torch.log(_uniform(self.logits.shape, self.logits.device, generator, copies)))
         chosen = (self.logits + gumbel).max(1, keepdim=True).indices  # [B, 1, H, W]; argmax is slow on CPUs
-        u = _uniform(self.means[:, :, 0].shape, self.means.device, generator)  # [B, C, H, W]
+        u = _uniform(self.means[:, :, 0].shape, self.means.device, generator, copies)  # [B, C, H, W]
         logistic = torch.log(u) - torch.log1p(-u)
         levels: list[Tensor] = []
         for c in range(self.means.shape[1]):
@@ -148,20 +150,21 @@ class Mixture(NamedTuple):
 
 
 class MixtureHead(nn.Module):
-    """The 1x1 convolution from the last top-down state to the mixture's parameters."""
+    """Gain and bias of each channel of the last top-down state, then the 1x1 convolution to the parameters."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.width_at(config.image_size)
         self.out_conv = conv(width, Mixture.num_parameters(config.image_channels, config.num_mixtures))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gain: Tensor, bias: Tensor) -> Tensor:
         """Maps `[B, H, W, width]` to `[B, P, H, W]`: each parameter of a mixture as a plane, for vectors of pixels."""
         b, h, w, c = x.shape
-        weight, bias = self.out_conv.weight.flatten(1), self.out_conv.bias
-        assert bias is not None
-        planes = torch.baddbmm(bias[:, None], weight.expand(b, -1, -1), x.reshape(b, h * w, c).mT)  # [B, P, H*W]
-        return planes.view(b, -1, h, w)
+        assert self.out_conv.bias is not None
+        weight = self.out_conv.weight.flatten(1)  # [P, width]; gain and bias of the state go into those of the product
+        bias = torch.addmv(self.out_conv.bias, weight, bias)[:, None]  # [P, 1]
+        weight = (weight * gain).expand(b, -1, -1)
+        return torch.baddbmm(bias, weight, x.reshape(b, h * w, c).mT).view(b, -1, h, w)
 
 
 class _Unpack(torch.autograd.Function):
@@ -289,7 +292,8 @@ def _clipped_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
     return 1 - scale * (F.softplus((1 - mean) / scale) - F.softplus((-1 - mean) / scale))
 
 
-def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None) -> Tensor:
+def _uniform(shape: torch.Size, device: torch.device, generator: torch.Generator | None, copies: int) -> Tensor:
     """Uniform draws inside (0, 1), made on the generator's device."""
-    u = torch.rand(shape, generator=generator, device=device if generator is None else generator.device)
-    return u.clamp(1e-7, 1 - 1e-7).to(device)
+    batch, *rest = shape
+    u = torch.rand(batch // copies, *rest, generator=generator, device=generator.device if generator else device)
+    return u.clamp(1e-7, 1 - 1e-7).to(device).repeat(copies, 1, 1, 1)

@@ -57,13 +57,20 @@ class TrainConfig:
     """Images in a row of the sample and reconstruction grids."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
     compile: bool = False
-    """torch.compile of each block: needs a C++ compiler on a CPU."""
+    """torch.compile of each block: needs a C++ compiler on a CPU, where it does not pay."""
+    recompute_from: int | None = None
+    """Blocks of this resolution and above keep only their inputs, and the backward pass runs them again ("activation
+    checkpointing"): a third more arithmetic for less than half of the memory."""
+    cuda_graph: bool = False
+    """Forward and backward pass as one CUDA graph: one process on a GPU, fixed shapes."""
+    compress_gradients: bool = False
+    """Processes on CUDA devices exchange their gradients as bf16: half of the traffic, 8 bits of each number."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         whole = ["batch_size", "max_steps", "print_every", "valid_every", "images_every", "checkpoint_every"]
         whole += ["keep_last", "eval_batch", "grid_columns", "max_skip_streak"]
-        for key in (*whole, "micro_batch", "keep_every"):
+        for key in (*whole, "micro_batch", "keep_every", "recompute_from"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, not {value}")
@@ -83,6 +90,22 @@ class TrainConfig:
         for key in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be from 0 to below 1, not {getattr(self, key)}")
+
+    def check_device(self, device_type: str, processes: int) -> None:
+        """Refuses what this device, or so many processes, cannot do.
+
+        Raises:
+            ValueError: it asks for what only CUDA devices do.
+        """
+        if self.compress_gradients and device_type != "cuda":
+            raise ValueError(
+                f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"
+            )
+        if self.cuda_graph and (device_type != "cuda" or processes > 1):
+            raise ValueError(
+                f"train.cuda_graph needs one process on a CUDA device, not {processes} on {device_type}; "
+                "set train.cuda_graph=false"
+            )
 
     def batch_per_process(self, processes: int) -> int:
         """Images that each process contributes to an update.

@@ -50,7 +50,7 @@ class FlatAdamW:
         if flat := self.adamw.state.get(self.parameter):
             moments = {name: self.layout.views(flat[name]) for name in ("exp_avg", "exp_avg_sq")}
             for i in range(len(self.layout.places)):
-                state[i] = {"step": flat["step"], **{name: views[i] for name, views in moments.items()}}
+                state[i] = {"step": flat["step"].clone(), **{name: views[i] for name, views in moments.items()}}
         return {"state": state, "param_groups": [{**group, "params": list(range(len(self.layout.places)))}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator
+from vdvae.noise import Purpose, generator, generator_seed
 from vdvae.precision import autocast, set_matmul_precision
 from vdvae.training.config import TrainConfig
+from vdvae.training.cuda_graph import Graphed
 from vdvae.training.ema import EMA
 from vdvae.training.flat import flatten_parameters
 from vdvae.training.metrics import Metrics, Report
@@ -48,17 +50,29 @@ class Update:
         self.optimizer = FlatAdamW(self.weights, layout, config)
         self.threshold = SkipThreshold(config.skip_threshold, world.device)
         self.metrics = Metrics(model.num_layers, world.device)
+        self.share = config.batch_size // world.size
         self.loss_scale = torch.ones((), device=world.device)
         self.good_updates = torch.zeros((), device=world.device)
         if config.precision == "fp16":
             self.loss_scale.fill_(FP16_FIRST_SCALE)
+        if config.recompute_from is not None:
+            model.recompute_from(config.recompute_from)
         if config.compile:  # after the average was copied, which is evaluated as written
             model.compile_blocks()
         self.parallel: Any = model
-        if world.size > 1:
+        if world.size == 1:
+            for parameter, gradient in zip(model.parameters(), self.optimizer.gradients, strict=True):
+                parameter.grad = gradient  # where the optimiser wants it
+        else:
             # Of gradients [1, width, 1, 1], whose dimensions of size 1 have any stride: nothing is lost by it.
             warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True)
+            accumulates = config.micro_batch is not None and config.micro_batch < config.batch_per_process(world.size)
+            self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=not accumulates)
+            if config.compress_gradients:
+                self.parallel.register_comm_hook(None, bf16_compress_hook)
+        self.graphed: Graphed | None = None
+        if config.cuda_graph:
+            self.graphed = Graphed(self._backward, [self.optimizer.gradient, self.metrics.losses], world.device)
 
     def __call__(self, images: Tensor, step: int) -> None:
         """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W].
@@ -68,25 +82,31 @@ class Update:
         """
         pieces = -(-len(images) // (self.config.micro_batch or len(images)))
         first = self.world.rank * len(images)
+        self.share = len(images)
+        self.optimizer.gradient.zero_()
         for i, piece in enumerate(images.tensor_split(pieces)):
             is_last = i == pieces - 1
-            noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, first, step)
-            with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
-                self._backward(piece, len(images), noise)
+            key = (self.config.seed, Purpose.TRAINING, first, step)
+            if self.graphed:
+                self.graphed(piece, generator_seed(*key))
+            else:
+                with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
+                    self._backward(piece, generator(self.world.device, *key))
             first += len(piece)
         self._apply(step)
 
-    def _backward(self, images: Tensor, share: int, noise: torch.Generator) -> None:
+    def _backward(self, images: Tensor, noise: torch.Generator) -> None:
         """Adds the gradient of some images' part of the mean over this process's share."""
         with autocast(self.world.device, self.config.precision):
             terms = self.parallel(images, noise)
-        loss = terms.nats_per_dim.sum() / share
+        loss = terms.nats_per_dim.sum() / self.share
         loss.backward(torch.where(torch.isfinite(loss), self.loss_scale, torch.nan))
         self.metrics.add_losses(terms)
 
     @torch.no_grad()
     def _apply(self, step: int) -> None:
-        self._gather_gradients()
+        if self.world.size > 1:
+            self._gather_gradients()
         norm = torch.linalg.vector_norm(self.optimizer.gradient) / self.loss_scale
         applied = (norm < self.threshold.value).float()  # false for NaN
         clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
@@ -98,23 +118,18 @@ class Update:
             self._adapt_loss_scale(torch.isfinite(norm))
 
     def _gather_gradients(self) -> None:
-        """Brings the gradients together where the optimiser wants them. DistributedDataParallel has its own places."""
-        parameters = list(self.model.parameters())
-        if any(p.grad is None for p in parameters):
-            self.optimizer.gradient.zero_()  # of a layer that nothing reads
-        there = [
-            (p.grad, view) for p, view in zip(parameters, self.optimizer.gradients, strict=True) if p.grad is not None
-        ]
-        gradients, views = zip(*there, strict=True)
-        torch._foreach_copy_(views, gradients)
-        for p in parameters:
+        """Copies the gradients from where DistributedDataParallel has them to where the optimiser wants them."""
+        both = zip(self.model.parameters(), self.optimizer.gradients, strict=True)
+        gradients, places = zip(*((p.grad, place) for p, place in both if p.grad is not None), strict=True)
+        torch._foreach_copy_(places, gradients)
+        for p in self.model.parameters():
             p.grad = None
 
     def _adapt_loss_scale(self, finite: Tensor) -> None:
         """Halves the loss scale after an overflow, and doubles it after many updates without one."""
         self.good_updates = (self.good_updates + 1) * finite
         grow = self.good_updates >= FP16_GROWTH_INTERVAL
-        self.loss_scale = self.loss_scale * torch.where(finite, 1.0 + grow.float(), 0.5)
+        self.loss_scale *= torch.where(finite, 1.0 + grow.float(), 0.5)
         self.good_updates = self.good_updates * ~grow
 
     def report(self) -> Report:
