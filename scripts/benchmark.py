@@ -28,18 +28,18 @@ import torch
 from vdvae import distributed
 from vdvae.benchmark.loader import make_up, measure_loader
 from vdvae.benchmark.memory import StepMemory, memory_of_step
-from vdvae.benchmark.memory import memory_mb as memory_mb
-from vdvae.benchmark.speed import Measured, Speed, take_turns
+from vdvae.benchmark.speed import Apart, Measured, Speed, take_turns
 from vdvae.benchmark.work import Prepare, Setting, Training, evaluation, sampling
 from vdvae.command_line import check_at_least_one
 from vdvae.config import load_config
 from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.precision import PRECISIONS
 from vdvae.results import prepare_result, write_result
 
 HELP = {
     "train": "whole updates, as train.py makes them",
-    "sample": "samples, or grids of them, in fp32",
+    "sample": "samples, or grids of them",
     "evaluate": "the likelihood terms of images, in fp32",
     "memory": "the peak memory of one training step, in a fresh process",
     "data": "the loader alone, against what the model can take",
@@ -82,6 +82,7 @@ def command_line() -> CommandLine:
             one.add_argument(
                 "--temperatures", type=float, nargs="+", metavar="T", help="draw grids with a row of samples for each"
             )
+            one.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the library")
     return parser
 
 
@@ -98,10 +99,10 @@ def speed(args: argparse.Namespace) -> None:
     args.rounds = args.rounds or (1 if args.compare is None else 4)
     kinds: dict[str, Prepare] = {
         "train": Training,
-        "sample": partial(sampling, temperatures=temperatures),
+        "sample": partial(sampling, temperatures=temperatures, precision=getattr(args, "precision", "fp32")),
         "evaluate": evaluation,
     }
-    measured = [Measured(setting, kinds[args.kind], device, len(temperatures or [1])) for setting in settings]
+    measured = [Apart(setting, kinds[args.kind], device, len(temperatures or [1])) for setting in settings]
     seconds = take_turns([one.run for one in measured], args.warmup, args.repeats, args.rounds)
     speeds = [one.speed(mine) for one, mine in zip(measured, seconds, strict=True)]
     tell(args, device, speeds, [speed_table(one) for one in speeds], "images_per_second")

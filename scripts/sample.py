@@ -21,6 +21,7 @@ from vdvae.evaluation.images import sample_grid, save_png
 from vdvae.evaluation.output import check_output, write_images
 from vdvae.model.arguments import Temperature
 from vdvae.noise import Purpose, generator
+from vdvae.precision import PRECISIONS, autocast, set_matmul_precision
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=8, help="of the grid, which has a row for each temperature")
     parser.add_argument("--num_images", type=int, default=1000, help="in the folder or .npz")
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how convolutions multiply")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png, an .npz, or a folder")
     with exit_on_user_error():
         args = parser.parse_args()
@@ -47,11 +49,13 @@ def main() -> None:
         if not is_grid and len(temperatures) > 1:
             raise UserError("a folder or .npz takes one temperature, such as 0.9 or 1:1.0,16:0.8; a grid takes several")
         model = open_model(args)
-        if is_grid:
-            save_png(sample_grid(model, temperatures, args.columns, args.seed), args.out)
-        else:
-            images = batches(model, temperatures[0], args.num_images, args.batch_size, args.seed)
-            write_images(args.out, images, model.image_shape, args.num_images, args.columns)
+        set_matmul_precision(args.precision)
+        with autocast(model.device, args.precision):
+            if is_grid:
+                save_png(sample_grid(model, temperatures, args.columns, args.seed), args.out)
+            else:
+                images = batches(model, temperatures[0], args.num_images, args.batch_size, args.seed)
+                write_images(args.out, images, model.image_shape, args.num_images, args.columns)
     print(args.out)
 
 

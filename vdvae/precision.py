@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

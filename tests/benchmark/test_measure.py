@@ -65,21 +65,6 @@ def test_figures_follow_from_the_seconds(tiny: Config) -> None:
     assert (speed.flops, speed.phases, speed.peak_memory_mb) == (None, None, None)
 
 
-def test_each_setting_runs_in_its_own_precision(tiny: Config) -> None:
-    """The precision of matrix products is one for the whole process, and settings take turns."""
-    seen = []
-    settings = [
-        Setting.of(dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, precision=precision)))
-        for precision in ("tf32", "fp32")
-    ]
-    measured = [
-        Measured(setting, lambda *_: lambda step: seen.append(torch.get_float32_matmul_precision()), CPU)
-        for setting in settings
-    ]
-    take_turns([one.run for one in measured], 0, 1, 2)
-    assert seen[2:] == ["high", "highest"] * 2
-
-
 @pytest.mark.parametrize("is_baseline", [False, True])
 def test_a_training_step_is_an_update(is_baseline: bool, tiny: Config) -> None:
     """The baseline skips none, or it would have less to do; both begin with the same weights."""

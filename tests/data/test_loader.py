@@ -15,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from scripts.benchmark import memory_mb
+from vdvae.benchmark.memory import memory_mb
 from vdvae.data.datasets import DataConfig
 from vdvae.data.loader import BatchOrder, read_ahead, training_batches
 from vdvae.data.splits import Split

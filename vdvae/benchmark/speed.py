@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from vdvae.allocator import keep_freed_memory
 from vdvae.benchmark.flops import flops_per_image, matmul_rate
-from vdvae.benchmark.memory import held_mb, peak_mb, reset_peak
+from vdvae.benchmark.memory import peak_mb, reset_peak
 from vdvae.benchmark.work import Phases, Prepare, Setting, Training, now
 from vdvae.precision import set_matmul_precision
 
@@ -42,8 +45,7 @@ class Speed:
     """The median; on CUDA, of means over a few steps."""
     milliseconds_quartiles: tuple[float, float]
     first_step_seconds: float
-    """From a model on its device to the end of the first step, with all that is compiled on the way, and what a
-    process loads only once where nothing was measured before."""
+    """From a model on its device to the end of the first step, with all that is loaded and compiled on the way."""
     peak_memory_mb: float | None
     """Of a step, with the model; None on a CPU, where `memory` tells."""
     flops: Flops | None = None
@@ -67,21 +69,17 @@ class Measured:
         self.device = device
         self.images_per_step = rows * setting.config.train.batch_size
         self.peak = 0.0
-        before = held_mb(device)
         model = setting.model(device)
         set_matmul_precision(setting.config.train.precision)
         start = now(device)
         self.work = prepare(setting, model)
         self.work(0)
         self.first_step_seconds = now(device) - start
-        self.held = held_mb(device) - before
         self.steps = 1
 
     def run(self, repeats: int) -> list[float]:
         """Seconds per step of the next steps; on CUDA the mean of every few."""
-        set_matmul_precision(self.setting.config.train.precision)  # which is one for the whole process
         reset_peak(self.device)
-        others = held_mb(self.device) - self.held
         seconds = []
         size = STEPS_AHEAD if self.device.type == "cuda" else 1
         end = self.steps + repeats
@@ -92,7 +90,7 @@ class Measured:
                 self.work(step)
             seconds.append((now(self.device) - start) / len(steps))
         self.steps = end
-        self.peak = max(self.peak, peak_mb(self.device) - others)
+        self.peak = max(self.peak, peak_mb(self.device))
         return seconds
 
     def speed(self, seconds: list[float]) -> Speed:
@@ -101,7 +99,6 @@ class Measured:
         flops = phases = None
         train = self.setting.config.train
         if isinstance(self.work, Training):
-            set_matmul_precision(train.precision)
             work = flops_per_image(self.setting.config.model) * train.batch_size
             rate = matmul_rate(self.device, train.precision)
             flops = Flops(work / 1e9, rate / 1e12, work / median / rate)
@@ -116,6 +113,44 @@ class Measured:
             flops=flops,
             phases=phases,
         )
+
+
+class Apart:
+    """A `Measured` in a process of its own, so that neither the memory nor the settings of one reach the other.
+
+    Only the library's has the C library keep memory, as train.py does. Arguments as for `Measured`, and to be pickled.
+    """
+
+    def __init__(self, setting: Setting, prepare: Prepare, device: torch.device, rows: int = 1) -> None:
+        self.process = ProcessPoolExecutor(1, get_context("forkserver"))
+        self.process.submit(_begin, setting, prepare, device, rows).result()
+
+    def run(self, repeats: int) -> list[float]:
+        """As `Measured.run`."""
+        return self.process.submit(_run, repeats).result()
+
+    def speed(self, seconds: list[float]) -> Speed:
+        """As `Measured.speed`; the process ends then."""
+        with self.process:
+            return self.process.submit(_speed, seconds).result()
+
+
+_measured: list[Measured] = []
+"""In such a process: the one that it measures."""
+
+
+def _begin(setting: Setting, prepare: Prepare, device: torch.device, rows: int) -> None:
+    if not setting.is_baseline:
+        keep_freed_memory()
+    _measured.append(Measured(setting, prepare, device, rows))
+
+
+def _run(repeats: int) -> list[float]:
+    return _measured[0].run(repeats)
+
+
+def _speed(seconds: list[float]) -> Speed:
+    return _measured[0].speed(seconds)
 
 
 def take_turns(

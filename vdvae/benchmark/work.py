@@ -110,6 +110,7 @@ class Training:
         seconds = []
         for step in steps:
             noise = generator(device, config.seed, Purpose.TRAINING, 0, step)
+            update.optimizer.gradient.zero_()
             times = [now(device)]
             images = to_device(self.pixels, device)
             times.append(now(device))
@@ -125,21 +126,21 @@ class Training:
         return Phases(*(1000 * np.median(seconds, axis=0)).tolist())
 
 
-def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = None) -> Work:
-    """Batches of samples at temperature 1, or grids with a batch in each row where there are temperatures."""
+def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = None, precision: str = "fp32") -> Work:
+    """Batches of samples at temperature 1, or grids with a batch in each row where there are temperatures. The
+    baseline's are in fp32.
+    """
     batch = setting.config.train.batch_size
 
     def noise() -> torch.Generator:
         return generator(model.device, 0, Purpose.PICTURES)
 
     def sample(step: int) -> object:
-        if temperatures is None:
-            if setting.is_baseline:
-                return baseline.sample(model, batch, 1.0, noise())
-            return model.sample(batch, generator=noise())
         if setting.is_baseline:
-            return grid([baseline.sample(model, batch, temperature, noise()) for temperature in temperatures])
-        return sample_grid(model, temperatures, batch)
+            rows = [baseline.sample(model, batch, temperature, noise()) for temperature in temperatures or [1.0]]
+            return grid(rows) if temperatures else rows
+        with autocast(model.device, precision):
+            return sample_grid(model, temperatures, batch) if temperatures else model.sample(batch, generator=noise())
 
     return torch.no_grad()(sample)
 
