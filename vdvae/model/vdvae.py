@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ class VDVAE(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.binning = Binning.of(config.bits, config.binning)
-        self._log_prob = Mixture.log_prob
+        self._log_prob: Callable[[Mixture, Tensor], Tensor] = Mixture.log_prob  # compiled by `compile_blocks`
 
     @property
     def num_layers(self) -> int:
