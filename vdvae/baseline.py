@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from vdvae.distributed import World
 from vdvae.model.blocks import Bottleneck
 from vdvae.model.decoder import DecoderBlock
-from vdvae.model.likelihood import MIN_LOG_SCALE, Mixture
+from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
 from vdvae.noise import Purpose, generator
 from vdvae.training.config import TrainConfig
@@ -35,8 +35,7 @@ class BaselineUpdate:
 
     def __init__(self, model: VDVAE, config: TrainConfig, world: World) -> None:
         assert world.size == 1
-        for parameter in model.parameters():
-            parameter.data = parameter.data.contiguous()
+        put_channels_first(model)
         self.model = model
         self.config = config
         self.world = world
@@ -73,6 +72,12 @@ class BaselineUpdate:
         self.optimizer.zero_grad()
 
 
+def put_channels_first(model: VDVAE) -> None:
+    """Lays a model's weights out as the released code has them."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.contiguous()
+
+
 def terms(model: VDVAE, images: Tensor, noise: torch.Generator | None = None) -> Terms:
     """What `VDVAE.forward` returns."""
     activations = _bottom_up(model, (images.float() + model.config.input_shift) * model.config.input_scale)
@@ -96,7 +101,7 @@ def terms(model: VDVAE, images: Tensor, noise: torch.Generator | None = None) ->
         states[block.spec.resolution] = _through(block, state + residual, z)
     assert state is not None
     layer_rate = torch.stack(rates, 1) / model.config.dims
-    distortion = -_log_prob(_mixture(model, states), images) / model.config.dims
+    distortion = -_mixture(model, states).released_log_prob(images) / model.config.dims
     return Terms(distortion, layer_rate.sum(1), layer_rate)
 
 
@@ -166,29 +171,3 @@ def _mixture(model: VDVAE, states: dict[int, Tensor]) -> Mixture:
     x = states[model.config.image_size] * decoder.gain + decoder.bias
     parameters = F.conv2d(x, conv.weight, conv.bias)
     return Mixture.from_parameters(parameters, model.config.image_channels, model.binning)
-
-
-def _log_prob(mixture: Mixture, images: Tensor) -> Tensor:
-    """The 8-bit likelihood of the released code: a difference of two distribution functions, or the density at the
-    centre times the bin's width where that is 1e-5 or less. On [-1, 1].
-    """
-    top = mixture.binning.levels - 1
-    x = mixture.binning.centre(mixture.binning.level(images))[:, :, None]  # [B, C, 1, H, W]
-    means = []
-    for c in range(images.shape[1]):
-        mean = mixture.means[:, c]
-        for earlier in range(c):
-            mean = mean + mixture.coefficients[:, c * (c - 1) // 2 + earlier] * x[:, earlier]
-        means.append(mean)
-    log_scales = torch.max(mixture.log_scales, torch.full_like(mixture.log_scales, MIN_LOG_SCALE))
-    distance = x - torch.stack(means, 1)  # [B, C, M, H, W]
-    inverse_scale = torch.exp(-log_scales)
-    upper, lower = inverse_scale * (distance + 1 / top), inverse_scale * (distance - 1 / top)
-    mass = torch.sigmoid(upper) - torch.sigmoid(lower)
-    middle = inverse_scale * distance
-    log_density = middle - log_scales - 2 * F.softplus(middle)
-    inside = torch.where(mass > 1e-5, torch.log(mass.clamp(min=1e-12)), log_density - math.log(top / 2))
-    log_mass = torch.where(
-        x < -0.999, upper - F.softplus(upper), torch.where(x > 0.999, -F.softplus(lower), inside)
-    ).sum(1)
-    return torch.logsumexp(log_mass + F.log_softmax(mixture.logits, 1), 1).sum((1, 2))

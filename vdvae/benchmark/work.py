@@ -64,8 +64,7 @@ class Setting:
         torch.manual_seed(self.config.train.seed)
         model = VDVAE(self.config.model).to(device)
         if self.is_baseline:
-            for parameter in model.parameters():
-                parameter.data = parameter.data.contiguous()
+            baseline.put_channels_first(model)
         return model
 
 

@@ -81,10 +81,6 @@ class Bottleneck(nn.Module):
         self.c3 = conv(middle_channels, middle_channels, kernel_size)
         self.c4 = conv(middle_channels, out_channels, scale=last_scale)
 
-    def forward(self, activated: Tensor) -> Tensor:
-        """Maps gelu(state) `[B, r, r, in_channels]` to `[B, r, r, out_channels]`."""
-        return self.c4(self.inner(self.c1(activated)))
-
     def inner(self, hidden: Tensor) -> Tensor:
         """What is between the first and the last convolution, `[B, r, r, middle_channels]` to the same."""
         hidden = self.c2(F.gelu(hidden))

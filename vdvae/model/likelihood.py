@@ -95,16 +95,17 @@ class Mixture(NamedTuple):
 
     def log_prob(self, images: Tensor) -> Tensor:
         """log p(x) of uint8 images `[B, C, H, W]`, in nats, `[B]`. Finite with finite gradients throughout."""
-        level = self.binning.level(images)[:, :, None]  # [B, C, 1, H, W]
         if self.binning.is_released:
-            return self._released_log_prob(level)
+            return self.released_log_prob(images)
+        level = self.binning.level(images)[:, :, None]  # [B, C, 1, H, W]
         log_prob: Tensor = _LogProb.apply(
             level, self.logits, self.means, self.log_scales, self.coefficients, self.binning
         )
         return log_prob
 
-    def _released_log_prob(self, level: Tensor) -> Tensor:
-        x = self.binning.centre(level)
+    def released_log_prob(self, images: Tensor) -> Tensor:
+        """The same by the released code's arithmetic, whatever the binning's spacing."""
+        x = self.binning.centre(self.binning.level(images))[:, :, None]  # [B, C, 1, H, W]
         earlier = list(x.unbind(1))
         means = torch.stack([self._conditional_mean(c, earlier) for c in range(len(earlier))], 1)  # [B, C, M, H, W]
         log_mass = _released_log_mass(x, means, self.log_scales, half_bin=1 / (self.binning.levels - 1))

@@ -293,9 +293,7 @@ class VDVAE(nn.Module):
         per_image = torch.tensor(rows, device=self.device).repeat_interleave(num_images, 0)  # [rows * num_images, L]
         per_layer = [t.view(-1, 1, 1, 1) for t in per_image.unbind(1)]
         sources: list[Source] = ["prior"] * self.num_layers
-        x, _ = self.decoder.top_down(len(per_image), None, sources, per_layer, generator, copies=len(rows))
-        parameters = self.decoder.mixture_parameters(x)
-        mixture = Mixture.from_parameters(parameters, self.config.image_channels, self.binning)
+        mixture = self._run(len(per_image), None, sources, per_layer, generator, copies=len(rows)).mixture
         return mixture.sample(generator, copies=len(rows)).view(len(rows), num_images, *self.image_shape)
 
     def flatten(self, latents: Sequence[Tensor | Latent]) -> Tensor:
@@ -347,10 +345,11 @@ class VDVAE(nn.Module):
         num_images: int,
         activations: dict[int, Tensor] | None,
         sources: Sequence[Source],
-        temperatures: Sequence[float],
+        temperatures: Sequence[float | Tensor],
         generator: torch.Generator | None,
+        copies: int = 1,
     ) -> Pass:
-        x, latents = self.decoder.top_down(num_images, activations, sources, temperatures, generator)
+        x, latents = self.decoder.top_down(num_images, activations, sources, temperatures, generator, copies)
         parameters = self.decoder.mixture_parameters(x)
         return Pass(latents, Mixture.from_parameters(parameters, self.config.image_channels, self.binning))
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from vdvae.precision import Precision
+
 MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
 """Far above what anybody can mean, and below what would end in a lack of memory."""
 
@@ -55,7 +57,7 @@ class TrainConfig:
     """Images per batch when the NLL is measured."""
     grid_columns: int = 8
     """Images in a row of the sample and reconstruction grids."""
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     compile: bool = False
     """torch.compile of each block: needs a C++ compiler on a CPU, where it does not pay."""
     recompute_from: int | None = None
