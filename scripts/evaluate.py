@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vdvae import distributed
+from vdvae.allocator import keep_freed_memory
 from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
 from vdvae.config import override_section
 from vdvae.data.splits import load_splits
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--binning", choices=("exact", "released"), help="of the likelihood; default: the model's own")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="e.g. data.root=/scratch/data")
+    keep_freed_memory()
     with exit_on_user_error():
         args = parser.parse_intermixed_args()
         check_at_least_one(args, "batch_size", "importance_samples", "prior_layers")

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {"allocator", "distributed", "errors", "noise", "npz", "precision", "safe_load", "tensor_tree", "whole_file"}
+LEAVES = {"allocator", "distributed", "errors", "noise", "npz", "precision", "replay", "safe_load", "tensor_tree"}
+LEAVES.add("whole_file")
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
@@ -32,6 +33,7 @@ MAY_IMPORT = {
     "npz": {"errors", "whole_file"},
     "results": {"distributed", "errors", "whole_file"},
     "precision": set(),
+    "replay": set(),
     "__init__": {"model", "pretrained"},
 }
 FILES = sorted((ROOT / "vdvae").rglob("*.py"))

@@ -90,7 +90,7 @@ def test_a_skipped_update_leaves_everything_as_it_was(
     tiny: Config, poison: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss that is not finite, in one micro-batch of two, when Adam has moments already."""
-    update = make_update(tiny, micro_batch=4)
+    update = make_update(tiny, micro_batch=4, replay=False)  # which would not call what is patched
     update(random_images(), 0)
     before = snapshot(update)
     calls = iter([poison, 0.0])
@@ -227,6 +227,27 @@ def test_the_optimiser_is_adamw_of_single_parameters_to_the_outside(tiny: Config
     other = make_update(tiny)
     other.optimizer.load_state_dict(copy.deepcopy(update.optimizer.state_dict()))
     torch.testing.assert_close(other.optimizer.state_dict()["state"], update.optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"micro_batch": 3}, {"precision": "bf16"}, {"precision": "fp16"}, {"recompute_from": 7}]
+)
+def test_replayed_steps_are_those_of_python(tiny: Config, settings: dict[str, object]) -> None:
+    """To the last bit, with one norm too large and one that is not finite."""
+    updates = [make_update(tiny, replay=replay, **settings) for replay in (True, False)]
+    for update in updates:
+        for step in range(6):
+            update.loss_scale.mul_(math.nan if step == 3 else 1)
+            update.threshold.value.fill_(1e-3 if step == 2 else 1e9)
+            update(random_images() // (step + 1), step)
+            if step == 3:
+                update.loss_scale.fill_(1)
+    replayed, plain = updates
+    assert torch.equal(replayed.weights, plain.weights)
+    assert all(torch.equal(a, b) for a, b in zip(snapshot(replayed), snapshot(plain), strict=True))
+    report = replayed.report()
+    assert report == plain.report()
+    assert (report.skipped, report.nonfinite) == (2, 1)
 
 
 @pytest.mark.parametrize("key", ["cuda_graph", "compress_gradients"])

@@ -20,7 +20,7 @@ MEGABYTE = 1 << 20
 
 @dataclass(frozen=True)
 class StepMemory:
-    """The most that one training step holds, in MB of 2**20 bytes."""
+    """The most that a training step holds, in MB of 2**20 bytes."""
 
     batch: int
     peak_mb: float
@@ -30,7 +30,7 @@ class StepMemory:
 
 
 def memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
-    """Of the first update, in a fresh process.
+    """Of the first two updates, in a fresh process: the first may be recorded and the second repeated.
 
     Raises:
         UserError: the system does not tell, or ended the process.
@@ -51,6 +51,7 @@ def _memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
     built = held_mb(device)
     reset_peak(device)
     training(0)
+    training(1)
     now(device)
     peak = peak_mb(device)
     return StepMemory(setting.config.train.batch_size, peak - before, peak - built)

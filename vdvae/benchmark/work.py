@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from vdvae.evaluation.images import grid, sample_grid
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
 from vdvae.precision import autocast
+from vdvae.replay import Replay
 from vdvae.training.update import Update
 
 
@@ -76,7 +78,7 @@ Prepare = Callable[[Setting, VDVAE], Work]
 
 @dataclass(frozen=True)
 class Phases:
-    """Of a training step, with the device waited for after each: medians in milliseconds."""
+    """Of a training step with `train.replay=false`, the device waited for after each: medians in milliseconds."""
 
     data: float
     """Copying the images to the device."""
@@ -130,27 +132,27 @@ def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = 
     baseline's are in fp32.
     """
     batch = setting.config.train.batch_size
-
-    def noise() -> torch.Generator:
-        return generator(model.device, 0, Purpose.PICTURES)
+    replay = Replay(lambda noise: model.sample(batch, generator=noise))
 
     def sample(step: int) -> object:
+        noise = partial(generator, model.device, 0, Purpose.PICTURES)
         if setting.is_baseline:
             rows = [baseline.sample(model, batch, temperature, noise()) for temperature in temperatures or [1.0]]
             return grid(rows) if temperatures else rows
         with autocast(model.device, precision):
-            return sample_grid(model, temperatures, batch) if temperatures else model.sample(batch, generator=noise())
+            return sample_grid(model, temperatures, batch) if temperatures else replay(noise())
 
     return torch.no_grad()(sample)
 
 
 def evaluation(setting: Setting, model: VDVAE) -> Work:
-    """The likelihood terms of one batch."""
+    """The negative ELBO of one batch."""
     images = to_device(setting.pixels(), model.device)
+    replay = Replay(lambda images, noise: model(images, noise).nats_per_dim)
 
     def evaluate(step: int) -> object:
         noise = generator(model.device, 0, Purpose.EVALUATION, step)
-        return baseline.terms(model, images, noise) if setting.is_baseline else model(images, noise)
+        return baseline.terms(model, images, noise).nats_per_dim if setting.is_baseline else replay(images, noise)
 
     return torch.no_grad()(evaluate)
 

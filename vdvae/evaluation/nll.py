@@ -17,6 +17,7 @@ from vdvae.distributed import World
 from vdvae.model.likelihood import Binning
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
+from vdvae.replay import Replay
 
 
 class NLL(NamedTuple):
@@ -157,9 +158,12 @@ def _over_images(
     positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]
     hidden = None if title and world.is_main else True  # None: hidden unless on a terminal
     bar = tqdm(mine, title, unit="batch", leave=False, disable=hidden)
+    replay = Replay(measure)
     per_image = torch.zeros(len(split), columns, dtype=torch.float64)
     for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
-        per_image[rows] = measure(images, generator(world.device, seed, Purpose.EVALUATION, b)).cpu().double()
+        measured = replay(images, generator(world.device, seed, Purpose.EVALUATION, b))
+        assert measured is not None
+        per_image[rows] = measured.cpu().double()
     return world.sum(per_image.to(world.device)).cpu() / math.log(2)
 
 

@@ -63,6 +63,9 @@ class TrainConfig:
     recompute_from: int | None = None
     """Blocks of this resolution and above keep only their inputs, and the backward pass runs them again ("activation
     checkpointing"): a third more arithmetic for less than half of the memory."""
+    replay: bool = True
+    """One process on a CPU repeats what the first step did with tensors, to the same bits; false has Python go through
+    every step, for debuggers."""
     cuda_graph: bool = False
     """Forward and backward pass as one CUDA graph: one process on a GPU, fixed shapes."""
     compress_gradients: bool = False

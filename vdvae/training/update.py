@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +16,7 @@ from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator, generator_seed
 from vdvae.precision import autocast, set_matmul_precision
+from vdvae.replay import Replay
 from vdvae.training.config import TrainConfig
 from vdvae.training.cuda_graph import Graphed
 from vdvae.training.ema import EMA
@@ -70,6 +72,9 @@ class Update:
             self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=not accumulates)
             if config.compress_gradients:
                 self.parallel.register_comm_hook(None, bf16_compress_hook)
+        self.backward: Callable[[Tensor, torch.Generator], object] = self._backward
+        if config.replay and world.size == 1 and not config.compile:
+            self.backward = Replay(self._backward)
         self.graphed: Graphed | None = None
         if config.cuda_graph:
             self.graphed = Graphed(self._backward, [self.optimizer.gradient, self.metrics.losses], world.device)
@@ -91,7 +96,7 @@ class Update:
                 self.graphed(piece, generator_seed(*key))
             else:
                 with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
-                    self._backward(piece, generator(self.world.device, *key))
+                    self.backward(piece, generator(self.world.device, *key))
             first += len(piece)
         self._apply(step)
 
