@@ -72,11 +72,11 @@ def test_updates(config: Config) -> None:
     settings = replace(config.train, batch_size=6, max_steps=100, skip_threshold=1e5, ema_decay=0.9)
     fast, plain = live_model(config), live_model(config)
     update, expected = Update(fast, settings, CPU), baseline.BaselineUpdate(plain, settings, CPU)
-    factor = 1.0
+    factor = torch.ones(())
     for model in (fast, plain):
         model.decoder.gain.register_hook(lambda gradient: gradient * factor)
     for step in range(10):
-        factor = 1e9 if step % 2 else 1.0
+        factor.fill_(1e9 if step % 2 else 1.0)
         before = plain.decoder.gain.clone()
         update(random_images(config), step)
         expected(random_images(config), step)
