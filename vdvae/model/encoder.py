@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+from operator import itemgetter
+
 from torch import Tensor, nn
 
 from vdvae.model.blocks import ResidualBlock, conv, match_channels, pool, run
@@ -26,10 +30,17 @@ class Encoder(nn.Module):
         """Maps scaled images `[B, C, H, W]` to the last state of each resolution r, `[B, r, r, width]`."""
         x = self.in_conv(x.permute(0, 2, 3, 1))
         activations = {x.shape[2]: x}
-        for spec, block in zip(self.specs, self.enc_blocks, strict=True):
-            assert isinstance(block, ResidualBlock)
-            x = run(block.recompute, block, x)
+        for spec, alike in itertools.groupby(zip(self.specs, self.enc_blocks, strict=True), key=itemgetter(0)):
+            blocks = [block for _, block in alike if isinstance(block, ResidualBlock)]
+            x = run(blocks[0].recompute, _through, blocks, x)
             if spec.pool > 1:
                 x = match_channels(pool(x, spec.pool), self.width_at[spec.output_resolution])
             activations[spec.output_resolution] = x
         return activations
+
+
+def _through(blocks: Sequence[ResidualBlock], x: Tensor) -> Tensor:
+    """If the blocks are to be recomputed, then together, so that only the first one's input is kept, and each again."""
+    for block in blocks:
+        x = run(block.recompute and len(blocks) > 1, block, x)
+    return x

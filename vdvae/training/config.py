@@ -62,7 +62,7 @@ class TrainConfig:
     """torch.compile of each block: needs a C++ compiler on a CPU, where it does not pay."""
     recompute_from: int | None = None
     """Blocks of this resolution and above keep only their inputs, and the backward pass runs them again ("activation
-    checkpointing"): a third more arithmetic for less than half of the memory."""
+    checkpointing"): about 40 % more arithmetic for less than half of the memory."""
     replay: bool = True
     """One process on a CPU repeats what the first step did with tensors, to the same bits; false has Python go through
     every step, for debuggers."""
