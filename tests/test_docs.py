@@ -155,6 +155,12 @@ def test_what_is_in_a_latent(names: dict[str, Any]) -> None:
     assert is_image_batch(names["samples"], 4)
 
 
+def test_a_record_gives_the_same_bounds(names: dict[str, Any]) -> None:
+    for seed, bound in enumerate(names["bounds"]):
+        expected = names["model"](names["images"][:2], torch.Generator().manual_seed(seed)).nats_per_dim
+        assert torch.equal(bound, expected)
+
+
 def test_pictures(folder: Path) -> None:
     for name, columns in (("decoded", 2), ("edited", 3), ("variations", 4), ("interpolation", 5), ("restored", 3)):
         assert iio.imread(folder / f"{name}.png").shape[1:] == (2 + 66 * columns, 3)

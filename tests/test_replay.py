@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.replay import Replay
+from vdvae.replay import Replay, _Heap
 
 
 def noise(seed: int) -> torch.Generator:
@@ -93,8 +93,40 @@ def test_memory_is_shared_out() -> None:
     for _ in range(2):
         assert replay(torch.zeros(1000), noise(0)) == 50_000
     (program,) = replay._known.values()
-    places = {storage.data_ptr() for storage in program._storages.values() if storage.nbytes() == 4000}  # type: ignore[union-attr]
-    assert len(places) == 3  # and the input
+    (length,) = {storage.nbytes() for storage, _ in program._places.values()} - {4000}  # type: ignore[union-attr]
+    assert length == 2 * 4032
+
+
+def test_places_in_a_heap_do_not_overlap() -> None:
+    """And all of it is one hole when everything is given back."""
+    heap, taken = _Heap(), dict[int, int]()
+    sizes = torch.randint(0, 2000, (500,), generator=noise(0)).tolist()
+    for i, size in enumerate(sizes):
+        taken[heap.take(size)] = size
+        if i % 3:
+            begin = sorted(taken)[i % len(taken)]
+            heap.give_back(begin, taken.pop(begin))
+        ends = [begin + size for begin, size in sorted(taken.items())]
+        assert all(end <= begin for end, begin in zip(ends, sorted(taken)[1:], strict=False))
+        assert not ends or ends[-1] <= heap.length
+    assert heap.length < sum(sizes) / 2
+    for begin, size in taken.items():
+        heap.give_back(begin, size)
+    assert heap._holes == [(0, heap.length)]
+
+
+def test_a_function_that_works_elsewhere_is_run_every_time() -> None:
+    """Here on the device that has no numbers; the noise may come from a CPU generator all the same."""
+    calls = []
+
+    def work(generator: torch.Generator) -> Tensor:
+        calls.append(torch.randn(4, generator=generator).to("meta") + 1)
+        return calls[-1]
+
+    replay = Replay(work)
+    for _ in range(3):
+        assert replay(noise(0)) is calls[-1]
+    assert len(calls) == 3
 
 
 def test_a_function_that_looks_at_a_number_is_refused() -> None:

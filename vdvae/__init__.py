@@ -6,5 +6,16 @@ from vdvae.model.gaussian import DiagonalGaussian
 from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Pass, Terms
 from vdvae.pretrained import load_pretrained
+from vdvae.replay import Replay
 
-__all__ = ["VDVAE", "DiagonalGaussian", "Latent", "Mixture", "ModelConfig", "Pass", "Terms", "load_pretrained"]
+__all__ = [
+    "VDVAE",
+    "DiagonalGaussian",
+    "Latent",
+    "Mixture",
+    "ModelConfig",
+    "Pass",
+    "Replay",
+    "Terms",
+    "load_pretrained",
+]

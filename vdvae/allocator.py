@@ -1,9 +1,10 @@
-"""How freed memory is kept for reuse, on CPUs."""
+"""What the C library does with freed memory. Only glibc can be asked; elsewhere nothing changes."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_ON_HEAP = 32 << 20
@@ -14,9 +15,19 @@ NEVER = 2**31 - 1
 def keep_freed_memory() -> None:
     """Asks the C library to keep what a step frees, for the next step, instead of giving it back to the system.
 
-    The system clears every page that it hands out: without this, the demo's step begins 6,000 pages anew. Only glibc
-    knows the request; elsewhere nothing changes. It holds for the whole process, so it is for programs to make.
+    The system clears every page that it hands out: without this, the demo's step begins 6,000 pages anew. It holds for
+    the whole process, so it is for programs to ask.
     """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+    if mallopt := _find("mallopt"):
         mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def give_back_freed_memory() -> None:
+    """Asks it to give back the pages that are free now: where much was freed in pieces that nothing else fits in."""
+    if malloc_trim := _find("malloc_trim"):
+        malloc_trim(0)
+
+
+def _find(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

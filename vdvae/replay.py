@@ -7,6 +7,7 @@ with the tensors that it reads and writes, in memory that was shared out among t
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 COPIES = {aten.clone.default, aten._to_copy.default}
+ALIGNMENT = 64
+"""Bytes; as PyTorch's own allocator."""
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 
 
@@ -47,10 +50,10 @@ class Replay:
     def __call__(self, *arguments: Any) -> Tensor | None:
         """function(*arguments): tensors of the same dtypes every time, numbers, and last the generator."""
         inputs, generator = arguments[:-1], arguments[-1]
-        if generator.device.type != "cpu" or any(tensor.device.type != "cpu" for tensor in _tensors(inputs)):
-            return self.function(*arguments)
         kind = tuple(value.shape if isinstance(value, Tensor) else value for value in inputs)
         known = self._known.get(kind)
+        if generator.device.type != "cpu" or (isinstance(known, _Record) and not known.is_on_cpu):
+            return self.function(*arguments)
         self.generator.set_state(generator.get_state())
         if known is None:
             own = tree_map_only(Tensor, torch.clone, inputs)
@@ -77,9 +80,9 @@ class _View:
     size: torch.Size
     stride: tuple[int, ...]
 
-    def set(self, tensor: Tensor, storage: torch.UntypedStorage) -> None:
-        """Has a tensor look at this storage in this way."""
-        tensor.set_(storage, self.offset, self.size, self.stride)
+    def set(self, tensor: Tensor, storage: torch.UntypedStorage, begin: int = 0) -> None:
+        """Has a tensor look in this way at memory that begins so many bytes into a storage."""
+        tensor.set_(storage, self.offset + begin // self.dtype.itemsize, self.size, self.stride)
 
 
 @dataclass
@@ -91,6 +94,16 @@ class _Operation:
     kwargs: dict[str, Any]
     results: list[_View | None]
     """What it returned; None for tensors on the memory of its arguments."""
+
+    @property
+    def new(self) -> list[_View]:
+        """Results on memory that it began."""
+        return [view for view in self.results if view is not None]
+
+    @property
+    def writes_where_told(self) -> bool:
+        """Whether its results can be put on memory that is there."""
+        return self.function in COPIES | EMPTY or _writing_form(self.function) is not None
 
     def views(self) -> Iterator[_View]:
         """All of arguments and results."""
@@ -110,10 +123,13 @@ class _Record(TorchDispatchMode):
         self.outside: dict[int, Tensor] = {}
         """A tensor on each memory that an operation found but none made; kept, so that it is not given away."""
         self.result: _View | None = None
+        self.is_on_cpu = True
+        """Whether all of it is."""
         self._memories: dict[int, int] = {}
 
     def view(self, tensor: Tensor) -> _View:
         """Of a tensor that the function knows."""
+        self.is_on_cpu &= tensor.device.type == "cpu"
         address = _address(tensor)
         if address not in self._memories:
             self.outside[len(self.bytes)] = tensor
@@ -143,34 +159,78 @@ class _Record(TorchDispatchMode):
         self.bytes.append(tensor.untyped_storage().nbytes())
 
 
+class _Heap:
+    """Where to put memory that is needed for a while, in one piece that is as long as it has to be."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        """bytes"""
+        self._holes: list[tuple[int, int]] = []  # from where to where, in order, none next to another
+
+    def take(self, size: int) -> int:
+        """The first byte of `size` free ones: of the smallest hole that has them."""
+        size = _rounded(size)
+        fitting = [(end - begin, begin) for begin, end in self._holes if end - begin >= size]
+        if fitting:
+            length, begin = min(fitting)
+            i = self._holes.index((begin, begin + length))
+            self._holes[i : i + 1] = [(begin + size, begin + length)] if length > size else []
+            return begin
+        begin = self.length
+        if self._holes and self._holes[-1][1] == self.length:
+            begin, _ = self._holes.pop()
+        self.length = begin + size
+        return begin
+
+    def give_back(self, begin: int, size: int) -> None:
+        """What was taken with this size."""
+        end = begin + _rounded(size)
+        if end == begin:
+            return
+        i = bisect(self._holes, (begin, end))
+        if i < len(self._holes) and self._holes[i][0] == end:
+            end = self._holes.pop(i)[1]
+        if i > 0 and self._holes[i - 1][1] == begin:
+            i -= 1
+            begin = self._holes.pop(i)[0]
+        self._holes.insert(i, (begin, end))
+
+
 class _Program:
     """A record with memory: the calls that repeat it.
 
-    Memory whose last reader has run goes to the next operation that needs as much, so that it is still in the cache.
-    Where an operation has no form that writes where it is told to, its results come on memory of their own.
+    Memory whose last reader has run goes to a next operation. Where an operation has no form that writes where it is
+    told to, its results come on memory of their own.
     """
 
     def __init__(self, record: _Record) -> None:
         self.inputs = record.inputs
         self._calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
-        self._bytes = record.bytes
-        self._storages = {memory: tensor.untyped_storage() for memory, tensor in record.outside.items()}
-        self._unused: dict[int, list[torch.UntypedStorage]] = defaultdict(list)  # by bytes
         self._tensors: dict[_View, Tensor] = {}
         self._onlookers: dict[int, list[tuple[Tensor, _View]]] = {}  # tensors on the memory of results
 
         last_uses = {view.memory: i for i, operation in enumerate(record.operations) for view in operation.views()}
-        for memory in record.outside:
-            last_uses.pop(memory, None)
         if record.result is not None:
             last_uses.pop(record.result.memory, None)
         ending = defaultdict(list)
         for memory, i in last_uses.items():
-            ending[i].append(memory)
+            if memory not in record.outside:
+                ending[i].append(memory)
+
+        heap, begins = _Heap(), dict[int, int]()
+        for i, operation in enumerate(record.operations):
+            if operation.writes_where_told:
+                begins |= {view.memory: heap.take(record.bytes[view.memory]) for view in operation.new}
+            for memory in ending[i]:
+                if memory in begins:
+                    heap.give_back(begins[memory], record.bytes[memory])
+        own = torch.UntypedStorage(heap.length)
+        self._places = {memory: (own, begin) for memory, begin in begins.items()}
+        self._places |= {memory: (tensor.untyped_storage(), 0) for memory, tensor in record.outside.items()}
+
         for i, operation in enumerate(record.operations):
             self._add(operation)
-            for memory in ending[i]:
-                self._end(memory)
+            self._calls += [(_free, (self._onlookers[m],), {}) for m in ending[i] if m in self._onlookers]
         self._result = None if record.result is None else self._tensor(record.result)
 
     @torch.no_grad()
@@ -182,41 +242,31 @@ class _Program:
         return None if self._result is None else self._result.clone()
 
     def _add(self, operation: _Operation) -> None:
-        function, new = operation.function, [view for view in operation.results if view is not None]
-        writes = _writing_form(function)
-        is_simple = function in COPIES or function in EMPTY
-        if not (writes or is_simple):
+        function, new = operation.function, operation.new
+        if not operation.writes_where_told:
             self._onlookers |= {view.memory: [] for view in new}
-        else:
-            for view in new:
-                size = self._bytes[view.memory]
-                unused = self._unused[size]
-                self._storages[view.memory] = unused.pop() if unused else torch.UntypedStorage(size)
         args, kwargs = tree_map_only(_View, self._tensor, (operation.args, operation.kwargs))
         if function in COPIES:
             self._calls.append((aten.copy_.default, (self._tensor(new[0]), args[0]), {}))
-        elif writes:
-            form, names = writes
-            places = dict(zip(names, map(self._tensor, new), strict=True))
-            self._calls.append((form, args, kwargs | places))
-        elif not is_simple:
+        elif form := _writing_form(function):
+            places = dict(zip(form[1], map(self._tensor, new), strict=True))
+            self._calls.append((form[0], args, kwargs | places))
+        elif function not in EMPTY:
             onlookers = [None if view is None else self._onlookers[view.memory] for view in operation.results]
             self._calls.append((_showing(function, onlookers) if new else function, args, kwargs))
-
-    def _end(self, memory: int) -> None:
-        if memory in self._storages:
-            self._unused[self._bytes[memory]].append(self._storages[memory])
-        else:
-            self._calls.append((_free, (self._onlookers[memory],), {}))
 
     def _tensor(self, view: _View) -> Tensor:
         if view not in self._tensors:
             tensor = self._tensors[view] = torch.empty(0, dtype=view.dtype)
-            if view.memory in self._storages:
-                view.set(tensor, self._storages[view.memory])
+            if view.memory in self._places:
+                view.set(tensor, *self._places[view.memory])
             else:
                 self._onlookers[view.memory].append((tensor, view))
         return self._tensors[view]
+
+
+def _rounded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _address(tensor: Tensor) -> int:

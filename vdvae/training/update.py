@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from vdvae.allocator import give_back_freed_memory
 from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator, generator_seed
@@ -78,6 +79,7 @@ class Update:
         self.graphed: Graphed | None = None
         if config.cuda_graph:
             self.graphed = Graphed(self._backward, [self.optimizer.gradient, self.metrics.losses], world.device)
+        give_back_freed_memory()  # where the weights were before they lay side by side
 
     def __call__(self, images: Tensor, step: int) -> None:
         """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W].
