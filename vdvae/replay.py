@@ -20,6 +20,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vdvae.allocator import give_back_freed_memory
+
 aten = torch.ops.aten
 COPIES = {aten.clone.default, aten._to_copy.default}
 ALIGNMENT = 64
@@ -224,6 +226,7 @@ class _Program:
             for memory in ending[i]:
                 if memory in begins:
                     heap.give_back(begins[memory], record.bytes[memory])
+        give_back_freed_memory()  # that of the recorded run
         own = torch.UntypedStorage(heap.length)
         self._places = {memory: (own, begin) for memory, begin in begins.items()}
         self._places |= {memory: (tensor.untyped_storage(), 0) for memory, tensor in record.outside.items()}
