@@ -35,7 +35,7 @@ class Replay:
 
     What is repeated is what the function did with tensors. So whatever else it depends on must stay as it is, grad
     mode and autocast included; tensors that it reads from elsewhere, such as weights, may change in place, and it may
-    change tensors in place itself.
+    change tensors in place itself. No gradient flows through what it returns.
 
     Args:
         function: takes tensors and numbers, and a generator as the source of all its noise; returns one tensor or None.
@@ -62,6 +62,7 @@ class Replay:
             record = _Record(_tensors(own))
             with record:
                 result = self.function(*own, self.generator)
+            result = None if result is None else result.detach()
             record.result = None if result is None else record.view(result)
             self._known[kind] = record
         else:
@@ -103,9 +104,15 @@ class _Operation:
         return [view for view in self.results if view is not None]
 
     @property
+    def writing_form(self) -> tuple[OpOverload, list[str]] | None:
+        """See the function of this name; None also where it returned fewer tensors than that would write."""
+        form = _writing_form(self.function)
+        return form if form and len(form[1]) == len(self.new) else None
+
+    @property
     def writes_where_told(self) -> bool:
         """Whether its results can be put on memory that is there."""
-        return self.function in COPIES | EMPTY or _writing_form(self.function) is not None
+        return self.function in COPIES | EMPTY or self.writing_form is not None
 
     def views(self) -> Iterator[_View]:
         """All of arguments and results."""
@@ -251,7 +258,7 @@ class _Program:
         args, kwargs = tree_map_only(_View, self._tensor, (operation.args, operation.kwargs))
         if function in COPIES:
             self._calls.append((aten.copy_.default, (self._tensor(new[0]), args[0]), {}))
-        elif form := _writing_form(function):
+        elif form := operation.writing_form:
             places = dict(zip(form[1], map(self._tensor, new), strict=True))
             self._calls.append((form[0], args, kwargs | places))
         elif function not in EMPTY:
