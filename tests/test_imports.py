@@ -9,8 +9,18 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {"allocator", "distributed", "errors", "noise", "npz", "precision", "replay", "safe_load", "tensor_tree"}
-LEAVES.add("whole_file")
+LEAVES = {
+    "allocator",
+    "distributed",
+    "errors",
+    "noise",
+    "npz",
+    "precision",
+    "replay",
+    "safe_load",
+    "tensor_tree",
+    "whole_file",
+}
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
