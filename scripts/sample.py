@@ -69,9 +69,7 @@ def batches(model: VDVAE, temperature: Temperature, count: int, batch_size: int,
     sample = Replay(lambda number, noise: model.sample(number, temperature, generator=noise))
     for b, start in enumerate(tqdm(starts, "sampling", unit="batch", leave=False, disable=None)):
         noise = generator(model.device, seed, Purpose.PICTURES, b)
-        images = sample(min(batch_size, count - start), noise)
-        assert images is not None
-        yield images
+        yield sample(min(batch_size, count - start), noise)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -29,7 +29,10 @@ ALIGNMENT = 64
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 
 
-class Replay:
+Result = TypeVar("Result", bound=Tensor | None)
+
+
+class Replay(Generic[Result]):
     """A function that, on a CPU, is run once for tensors of certain shapes and then repeated from its record, to the
     same bits. On other devices it is run every time.
 
@@ -44,12 +47,12 @@ class Replay:
         ValueError: in the first call, the function looks at a number in a tensor, which can be another the next time.
     """
 
-    def __init__(self, function: Callable[..., Tensor | None]) -> None:
+    def __init__(self, function: Callable[..., Result]) -> None:
         self.function = function
         self.generator = torch.Generator()
         self._known: dict[tuple[object, ...], _Record | _Program] = {}
 
-    def __call__(self, *arguments: Any) -> Tensor | None:
+    def __call__(self, *arguments: Any) -> Result:
         """function(*arguments): tensors of the same dtypes every time, numbers, and last the generator."""
         inputs, generator = arguments[:-1], arguments[-1]
         kind = tuple(value.shape if isinstance(value, Tensor) else value for value in inputs)
@@ -61,16 +64,17 @@ class Replay:
             own = tree_map_only(Tensor, torch.clone, inputs)
             record = _Record(_tensors(own))
             with record:
-                result = self.function(*own, self.generator)
-            result = None if result is None else result.detach()
-            record.result = None if result is None else record.view(result)
+                result: Tensor | None = self.function(*own, self.generator)
+            if result is not None:
+                result = result.detach()
+                record.result = record.view(result)
             self._known[kind] = record
         else:
             if isinstance(known, _Record):  # planned only now, because some shapes come once
                 known = self._known[kind] = _Program(known)
             result = known(_tensors(inputs))
         generator.set_state(self.generator.get_state())
-        return result
+        return cast("Result", result)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class _Record(TorchDispatchMode):
             raise ValueError("a function that looks at a number cannot be replayed: the next one can be another")
         kwargs = kwargs or {}
         args_views, kwargs_views = tree_map_only(Tensor, self.view, (args, kwargs))
-        given = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {_address(tensor) for tensor in _tensors((args, kwargs))}
         returned = function(*args, **kwargs)
         results: list[_View | None] = []
         for tensor in _tensors(returned):

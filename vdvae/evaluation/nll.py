@@ -161,9 +161,8 @@ def _over_images(
     replay = Replay(measure)
     per_image = torch.zeros(len(split), columns, dtype=torch.float64)
     for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
-        measured = replay(images, generator(world.device, seed, Purpose.EVALUATION, b))
-        assert measured is not None
-        per_image[rows] = measured.cpu().double()
+        noise = generator(world.device, seed, Purpose.EVALUATION, b)
+        per_image[rows] = replay(images, noise).cpu().double()
     return world.sum(per_image.to(world.device)).cpu() / math.log(2)
 
 
