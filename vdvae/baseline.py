@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from vdvae.distributed import World
-from vdvae.model.blocks import Bottleneck
+from vdvae.model.blocks import Bottleneck, ConvUnpool
 from vdvae.model.decoder import DecoderBlock
 from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
@@ -81,12 +81,11 @@ def put_channels_first(model: VDVAE) -> None:
 def terms(model: VDVAE, images: Tensor, noise: torch.Generator | None = None) -> Terms:
     """What `VDVAE.forward` returns."""
     activations = _bottom_up(model, (images.float() + model.config.input_shift) * model.config.input_scale)
-    state, rates = None, []
+    rates = []
     states = _first_states(model, len(images))
-    for block in _decoder_blocks(model):
-        state = _next_state(block, states, len(images))
-        q = _bottleneck(block.enc, torch.cat([state, activations[block.spec.resolution]], 1))
-        p = _bottleneck(block.prior, state)
+    for block, state, read in _layers(model, states, len(images)):
+        q = _bottleneck(block.enc, torch.cat([read, activations[block.spec.resolution]], 1))
+        p = _bottleneck(block.prior, read)
         z_mean, z_log_std = q.chunk(2, 1)
         p_mean, p_log_std, residual = p.split((block.zdim, block.zdim, block.width), 1)
         eps = torch.randn(z_mean.shape, generator=noise, device=z_mean.device)
@@ -99,7 +98,6 @@ def terms(model: VDVAE, images: Tensor, noise: torch.Generator | None = None) ->
         )
         rates.append(kl.sum((1, 2, 3)))
         states[block.spec.resolution] = _through(block, state + residual, z)
-    assert state is not None
     layer_rate = torch.stack(rates, 1) / model.config.dims
     distortion = -_mixture(model, states).released_log_prob(images) / model.config.dims
     return Terms(distortion, layer_rate.sum(1), layer_rate)
@@ -109,9 +107,8 @@ def terms(model: VDVAE, images: Tensor, noise: torch.Generator | None = None) ->
 def sample(model: VDVAE, num_images: int, temperature: float = 1.0, noise: torch.Generator | None = None) -> Tensor:
     """What `VDVAE.sample` returns."""
     states = _first_states(model, num_images)
-    for block in _decoder_blocks(model):
-        state = _next_state(block, states, num_images)
-        features = _bottleneck(block.prior, state)
+    for block, state, read in _layers(model, states, num_images):
+        features = _bottleneck(block.prior, read)
         mean, log_std, residual = features.split((block.zdim, block.zdim, block.width), 1)
         eps = torch.randn(mean.shape, generator=noise, device=mean.device)
         states[block.spec.resolution] = _through(block, state + residual, mean + temperature * log_std.exp() * eps)
@@ -139,10 +136,19 @@ def _bottleneck(block: Bottleneck, x: Tensor) -> Tensor:
     return x
 
 
-def _decoder_blocks(model: VDVAE) -> Iterator[DecoderBlock]:
-    for block in model.decoder.dec_blocks:
+def _layers(model: VDVAE, states: dict[int, Tensor], batch: int) -> Iterator[tuple[DecoderBlock, Tensor, Tensor]]:
+    """Each block, the state at its door, and that which its prior and posterior read: the group's, at its start. The
+    caller puts the block's result into `states`.
+    """
+    for i, block in enumerate(model.decoder.dec_blocks):
         assert isinstance(block, DecoderBlock)
-        yield block
+        state = _next_state(block, states, batch)
+        if i % model.config.stochastic_group == 0:
+            at_start, read = dict(states), state
+        else:
+            read = _next_state(block, at_start, batch)
+        at_start[block.spec.resolution] = read
+        yield block, state, read
 
 
 def _first_states(model: VDVAE, batch: int) -> dict[int, Tensor]:
@@ -154,7 +160,9 @@ def _next_state(block: DecoderBlock, states: dict[int, Tensor], batch: int) -> T
     x = states.get(resolution)
     if x is None:
         x = next(iter(states.values())).new_zeros(batch, block.width, resolution, resolution)
-    if mixin is not None:
+    if mixin is not None and isinstance(block.unpool, ConvUnpool):
+        x = x + F.conv_transpose2d(states[mixin], block.unpool.weight, block.unpool.bias, stride=resolution // mixin)
+    elif mixin is not None:
         below = states[mixin][:, : block.width]
         below = F.pad(below, (0, 0, 0, 0, 0, block.width - below.shape[1]))
         x = x + F.interpolate(below, scale_factor=resolution // mixin)
@@ -163,7 +171,7 @@ def _next_state(block: DecoderBlock, states: dict[int, Tensor], batch: int) -> T
 
 def _through(block: DecoderBlock, x: Tensor, z: Tensor) -> Tensor:
     x = x + F.conv2d(z, block.z_proj.weight, block.z_proj.bias)
-    return x + _bottleneck(block.resnet, x)
+    return _bottleneck(block.resnet, x) + (x if block.resnet.connected else 0)
 
 
 def _mixture(model: VDVAE, states: dict[int, Tensor]) -> Mixture:

@@ -89,15 +89,30 @@ class Bottleneck(nn.Module):
 
 
 class ResidualBlock(Bottleneck):
-    """A bottleneck with its first GELU and its residual connection."""
+    """A bottleneck with its first GELU and its residual connection, or without the latter (paper Figure 5, "FFN")."""
 
     recompute = False
     """See `run`."""
 
+    def __init__(
+        self,
+        in_channels: int,
+        middle_channels: int,
+        out_channels: int,
+        resolution: int,
+        last_scale: float,
+        connected: bool = True,
+    ) -> None:
+        super().__init__(in_channels, middle_channels, out_channels, resolution, last_scale)
+        self.connected = connected
+
     def forward(self, state: Tensor) -> Tensor:
         """Maps `[B, r, r, in_channels]` to the same."""
+        hidden = self.inner(self.c1(F.gelu(state)))
         assert self.c4.bias is not None
-        return add_products(state, self.c4.bias, (self.inner(self.c1(F.gelu(state))), self.c4.weight))
+        if not self.connected:
+            return pointwise(hidden, self.c4.weight, self.c4.bias)
+        return add_products(state, self.c4.bias, (hidden, self.c4.weight))
 
 
 def run(recompute: bool, function: Callable[..., Any], *inputs: Any) -> Any:
@@ -109,14 +124,41 @@ def run(recompute: bool, function: Callable[..., Any], *inputs: Any) -> Any:
     return function(*inputs)
 
 
+def initial_scale(residual_scaling: bool, blocks: int) -> float:
+    """Factor on the initial weights of what N blocks add to a state: 1/sqrt(N) (paper Section 4, Table 3), or none."""
+    return blocks**-0.5 if residual_scaling else 1.0
+
+
 def pool(x: Tensor, factor: int) -> Tensor:
     """Average pooling: `[B, r, r, C]` to `[B, r/factor, r/factor, C]`."""
     return F.avg_pool2d(x.permute(0, 3, 1, 2), kernel_size=factor, stride=factor).permute(0, 2, 3, 1)
 
 
-def unpool(x: Tensor, factor: int) -> Tensor:
-    """Nearest-neighbour upsampling: `[B, r, r, C]` to `[B, r*factor, r*factor, C]` (paper Section 4, Figure 5)."""
-    return F.interpolate(x.permute(0, 3, 1, 2), scale_factor=factor).permute(0, 2, 3, 1)
+class NearestUnpool(nn.Module):
+    """Nearest-neighbour upsampling, between widths as `match_channels` has it (paper Section 4, Figure 5)."""
+
+    def __init__(self, channels: int, factor: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, r, r, C]` to `[B, r*factor, r*factor, channels]`."""
+        x = match_channels(x, self.channels).permute(0, 3, 1, 2)
+        return F.interpolate(x, scale_factor=self.factor).permute(0, 2, 3, 1)
+
+
+class ConvUnpool(nn.ConvTranspose2d):
+    """A learned upsampler, in which every pixel becomes factor x factor new ones (paper Figure 5)."""
+
+    def __init__(self, in_channels: int, channels: int, factor: int) -> None:
+        super().__init__(in_channels, channels, factor, stride=factor)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Maps `[B, r, r, in_channels]` to `[B, r*factor, r*factor, channels]`."""
+        y: Tensor = super().forward(x.permute(0, 3, 1, 2))
+        return y.permute(0, 2, 3, 1)
 
 
 def match_channels(x: Tensor, channels: int) -> Tensor:

@@ -41,6 +41,16 @@ class ModelConfig:
     """Latent channels per layer."""
     bottleneck_multiple: float = 0.25
     """Channels inside a residual block, as a fraction of the width."""
+    stochastic_group: int = 1
+    """Consecutive layers whose priors and posteriors read the state at the first one's start, so that none of them
+    depends on another's z: the stochastic depth is the number of layers divided by this (paper Table 1, left)."""
+    residual_scaling: bool = True
+    """Whether residual blocks start scaled by 1/sqrt(N) (paper Section 4, Table 3)."""
+    unpool: Literal["nearest", "conv"] = "nearest"
+    """Nearest-neighbour upsampling, or a learned transposed convolution (paper Figure 5)."""
+    topdown_residual: bool = True
+    """Whether the residual blocks of the top-down path have their residual connection; false is the paper's "FFN"
+    (Figure 5)."""
     no_bias_above: int = 64
     """Top-down states start from a learned bias up to this resolution, from zeros above it."""
     num_mixtures: int = 10
@@ -67,6 +77,8 @@ class ModelConfig:
             raise ValueError(f"model.input_scale must be finite and not 0, not {self.input_scale}")
         if self.no_bias_above < 0:
             raise ValueError(f"model.no_bias_above must not be negative, not {self.no_bias_above}")
+        if self.unpool not in ("nearest", "conv"):
+            raise ValueError(f"model.unpool must be nearest or conv, not {self.unpool!r}")
         if self.image_channels not in (1, 3):
             raise ValueError(f"model.image_channels must be 1 or 3, not {self.image_channels}")
         if not 1 <= self.bits <= 8:
@@ -75,6 +87,13 @@ class ModelConfig:
             raise ValueError(f"model.binning must be exact or released, not {self.binning!r}")
         if self.binning == "released" and self.bits not in (5, 8):
             raise ValueError(f"model.binning: released exists for 5 and 8 bits, not for {self.bits}; use exact")
+        layers = len(self.decoder_specs)
+        if self.stochastic_group < 1 or layers % self.stochastic_group:
+            divisors = ", ".join(str(k) for k in range(1, layers + 1) if layers % k == 0)
+            raise ValueError(
+                f"model.stochastic_group: the {layers} layers of model.dec_blocks cannot be divided into groups of "
+                f"{self.stochastic_group}; use one of {divisors}"
+            )
         widths = parse_widths(self.custom_width_str)
         used = {spec.resolution for spec in self.encoder_specs} | {spec.resolution for spec in self.decoder_specs}
         for resolution in widths.keys() - used:
@@ -106,6 +125,11 @@ class ModelConfig:
     def decoder_specs(self) -> list[DecoderSpec]:
         """The top-down blocks, first to last."""
         return parse_decoder_blocks(self.dec_blocks, self.encoder_specs, self.image_size)
+
+    @property
+    def stochastic_depth(self) -> int:
+        """Latent layers that depend on one another: groups (paper Table 1, left)."""
+        return len(self.decoder_specs) // self.stochastic_group
 
     @property
     def dims(self) -> int:

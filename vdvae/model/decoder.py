@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.model.blocks import Bottleneck, ResidualBlock, add_products, conv, match_channels, pointwise, run, unpool
+from vdvae.model.blocks import (
+    Bottleneck,
+    ConvUnpool,
+    NearestUnpool,
+    ResidualBlock,
+    add_products,
+    conv,
+    initial_scale,
+    pointwise,
+    run,
+)
 from vdvae.model.blockspec import DecoderSpec
 from vdvae.model.config import ModelConfig
 from vdvae.model.gaussian import DiagonalGaussian, sample_and_rate
@@ -69,15 +79,41 @@ class DecoderBlock(nn.Module):
         self.enc = Bottleneck(2 * width, middle, 2 * config.zdim, resolution)
         self.prior = Bottleneck(width, middle, 2 * config.zdim + width, resolution, last_scale=0.0)
         self.z_proj = conv(config.zdim, width, scale=residual_scale)
-        self.resnet = ResidualBlock(width, middle, width, resolution, last_scale=residual_scale)
+        connected = config.topdown_residual
+        self.resnet = ResidualBlock(width, middle, width, resolution, residual_scale if connected else 1.0, connected)
+        self.unpool: nn.Module | None = None
+        if spec.mixin is not None:
+            factor = resolution // spec.mixin
+            if config.unpool == "conv":
+                self.unpool = ConvUnpool(config.width_at(spec.mixin), width, factor)
+            else:
+                self.unpool = NearestUnpool(width, factor)
+
+    def enter(self, states: dict[int, Tensor], batch: int) -> Tensor:
+        """The state [batch, r, r, width] at the block's door: that of its resolution, if there is one, and the
+        unpooled one that it mixes in.
+        """
+        r, mixin = self.spec
+        x = states.get(r, self.z_proj.weight.new_zeros(1, 1, 1, self.width))
+        if mixin is not None:
+            assert self.unpool is not None
+            x = x + self.unpool(states[mixin])
+        return x.expand(batch, r, r, -1).contiguous()
 
     def forward(
-        self, x: Tensor, seen: Tensor | None, source: Source, noise: Tensor | None, temperature: float | Tensor
+        self,
+        x: Tensor,
+        read: Tensor,
+        seen: Tensor | None,
+        source: Source,
+        noise: Tensor | None,
+        temperature: float | Tensor,
     ) -> tuple[Tensor, Latent]:
         """Takes the state `x` [B, r, r, width] through the layer.
 
         Args:
             x: the top-down state.
+            read: the state that the prior and the posterior read, as `x`: `x` itself, or that of the group's start.
             seen: what the posterior reads of the encoder, [B*r*r, middle_channels] (see `Decoder._read`), or None.
             source: where z comes from.
             noise: standard normal [B, r, r, zdim]; None where z is given.
@@ -86,7 +122,7 @@ class DecoderBlock(nn.Module):
         Returns:
             the next state, [B, r, r, width], and what the layer did.
         """
-        activated = F.gelu(x)
+        activated = F.gelu(read)
         hidden = run(self.recompute, self.prior.inner, self.prior.c1(activated))
         last = self.prior.c4
         assert last.bias is not None
@@ -124,7 +160,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.specs = config.decoder_specs
         self.zdim = config.zdim
-        scale = len(self.specs) ** -0.5  # 1/sqrt(N), N top-down blocks (paper Section 4, Table 3)
+        self.group = config.stochastic_group
+        scale = initial_scale(config.residual_scaling, len(self.specs))
         self.dec_blocks = nn.ModuleList([DecoderBlock(config, spec, scale) for spec in self.specs])
         resolutions = sorted({spec.resolution for spec in self.specs})
         self.bias_xs = nn.ParameterList(
@@ -159,14 +196,16 @@ class Decoder(nn.Module):
         states: dict[int, Tensor] = {bias.shape[2]: bias.permute(0, 2, 3, 1) for bias in self.bias_xs}
         blocks = [block for block in self.dec_blocks[: len(sources)] if isinstance(block, DecoderBlock)]
         seen = self._read(activations, [b for b, source in zip(blocks, sources, strict=True) if source != "prior"])
-        for block, source, temperature in zip(blocks, sources, temperatures, strict=True):
-            r, mixin = block.spec
-            x = states.get(r, self.gain.new_zeros(1, 1, 1, block.width))
-            if mixin is not None:
-                x = x + unpool(match_channels(states[mixin], block.width), r // mixin)
-            x = x.expand(batch, r, r, -1).contiguous()
+        for i, (block, source, temperature) in enumerate(zip(blocks, sources, temperatures, strict=True)):
+            r = block.spec.resolution
+            x = block.enter(states, batch)
+            if i % self.group == 0:
+                at_start, read = dict(states), x  # of the group
+            else:
+                read = block.enter(at_start, batch)
+            at_start[r] = read
             noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator, copies)
-            x, latent = run(block.recompute, block, x, seen.get(block), source, noise, temperature)
+            x, latent = run(block.recompute, block, x, read, seen.get(block), source, noise, temperature)
             states[r] = x
             latents.append(latent)
         return x, latents

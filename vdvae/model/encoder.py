@@ -8,7 +8,7 @@ from operator import itemgetter
 
 from torch import Tensor, nn
 
-from vdvae.model.blocks import ResidualBlock, conv, match_channels, pool, run
+from vdvae.model.blocks import ResidualBlock, conv, initial_scale, match_channels, pool, run
 from vdvae.model.config import ModelConfig
 
 
@@ -20,7 +20,7 @@ class Encoder(nn.Module):
         self.specs = config.encoder_specs
         self.width_at = {spec.output_resolution: config.width_at(spec.output_resolution) for spec in self.specs}
         self.in_conv = conv(config.image_channels, config.width_at(config.image_size), kernel_size=3)
-        scale = len(self.specs) ** -0.5  # 1/sqrt(N), N residual blocks (paper Section 4, Table 3)
+        scale = initial_scale(config.residual_scaling, len(self.specs))
         self.enc_blocks = nn.ModuleList()
         for spec in self.specs:
             width, middle = config.width_at(spec.resolution), config.bottleneck_width(spec.resolution)
