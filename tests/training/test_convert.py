@@ -425,11 +425,14 @@ def test_exports_that_are_refused(released: ReleasedSet, colour: Path, config: C
     no_moments = checkpoint.save(tmp_path / "none", 0, config, fresh.state_dict())
     narrow = load_config(str(colour), ["model.custom_width_str=32:4"])
     narrow_path = checkpoint.save(tmp_path / "narrow", 1, narrow, {})
+    learned = load_config(str(colour), ["model.unpool=conv"])
+    learned_path = checkpoint.save(tmp_path / "learned", 1, learned, {})
     before = paths_below(tmp_path)
     for run, prefix, said in (
         (run_dir, "taken", "taken-opt.th would be overwritten; choose another PREFIX"),
         (no_moments, "out", "has no Adam moments, as no update was made yet"),
         (narrow_path, "out", "has width 4 at resolution 32, where the released code can only have model.width, 8"),
+        (learned_path, "out", "has model.unpool conv; the released code has nearest only"),
         (tmp_path / "nowhere", "out", "there is nothing at"),
         (tmp_path, "out", "has no checkpoints/step-"),
         (released.ema, "out", "is not a checkpoint of this project"),

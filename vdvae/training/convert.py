@@ -220,6 +220,10 @@ def _check_exportable(found: Checkpoint) -> None:
     model = found.config.model
     if model.image_channels != 3:
         raise UserError(f"{found.path} has model.image_channels {model.image_channels}; the released code has 3 only")
+    switches = {"stochastic_group": 1, "unpool": "nearest", "topdown_residual": True}
+    for key, paper in switches.items():
+        if getattr(model, key) != paper:
+            raise UserError(f"{found.path} has model.{key} {getattr(model, key)}; the released code has {paper} only")
     if model.width_at(model.image_size) != model.width:
         raise UserError(
             f"{found.path} has width {model.width_at(model.image_size)} at resolution {model.image_size}, where the "
