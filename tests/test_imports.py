@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "config": {"data", "training", "model", *LEAVES},
     "training": {"training", "released", "config", "model", *LEAVES},
     "evaluation": {"evaluation", "data", "model", *LEAVES},
+    "experiment": {"experiment", "evaluation", "training", "pretrained", "config", "data", "model", *LEAVES},
     "fragment": {"config", "data", "model", *LEAVES},
     "pretrained": {"released", "training", "config", "model", *LEAVES},
     "released": {"config", "model", *LEAVES},

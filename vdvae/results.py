@@ -28,6 +28,10 @@ def prepare_result(path: Path | None) -> None:
 
 def write_result(path: Path, device: torch.device, about: dict[str, Any], figures: dict[str, Any]) -> None:
     """Writes what was measured, the hardware and the version of PyTorch, and the figures; see `prepare_result`."""
-    made_on = {"hardware": distributed.describe(device), "torch": torch.__version__}
     with whole_file(path) as file:
-        file.write((json.dumps({**about, **made_on, **figures}, indent=1) + "\n").encode())
+        file.write((json.dumps({**about, **made_on(device), **figures}, indent=1) + "\n").encode())
+
+
+def made_on(device: torch.device) -> dict[str, Any]:
+    """What figures depend on besides the code."""
+    return {"hardware": distributed.describe(device), "torch": torch.__version__}

@@ -1,0 +1,108 @@
+"""A small colour data set from the photographs that scikit-image and scikit-learn ship: 16 x 16 crops.
+
+    pip install 'vdvae[experiments]'
+    python experiments/photographs.py
+
+The photographs are split, and then cropped: no crop of a test photograph is of one that was learned from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+
+from vdvae.data.datasets import DataConfig, Rule
+from vdvae.data.manifest import File, Manifest
+from vdvae.data.pictures import read_picture
+from vdvae.data.prepare.sources import from_array
+from vdvae.data.prepare.write import prepared_before, write_set
+from vdvae.data.storage import Images
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
+
+NAME = "photographs16"
+SIZE = 16
+REDUCTIONS = (2, 4)
+"""Photographs are scaled down by these factors, so that a crop shows more than a patch of one surface."""
+PHOTOGRAPHS = {
+    "train": [
+        "skimage/astronaut.png",
+        "skimage/coffee.png",
+        "skimage/motorcycle_left.png",
+        "skimage/rocket.jpg",
+        "sklearn/flower.jpg",
+    ],
+    "valid": ["skimage/chelsea.png"],
+    "test": ["sklearn/china.jpg"],
+}
+PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
+"""Import name -> distribution, folder of its photographs."""
+
+
+def main() -> None:
+    """Prepares the set, and prints what there is now."""
+    parser = CommandLine(description="Prepares crops of the photographs that scikit-image and scikit-learn ship.")
+    parser.add_argument("--to", type=Path, default=Path(DataConfig.root), metavar="DIR", help="default: data")
+    with exit_on_user_error():
+        manifest = prepare(parser.parse_args().to)
+    counts = ", ".join(f"{rule.count:,} {split}" for split, rule in manifest.splits.items())
+    print(f"{NAME}: {counts} images of {SIZE} x {SIZE} x 3, {manifest.source}")
+
+
+def prepare(root: Path) -> Manifest:
+    """Makes `root/photographs16`, unless it is there.
+
+    Raises:
+        UserError: a package is missing, or something else is in the way.
+    """
+    target = root / NAME
+    if (before := prepared_before(target)) is not None:
+        return before
+    folders = {package: _folder(package) for package in PACKAGES}
+    versions = ", ".join(f"{name} {version(name)}" for name, _ in PACKAGES.values())
+    crops = {
+        f"{split}.npy": np.concatenate([_crops(folders, name, split) for name in names])
+        for split, names in PHOTOGRAPHS.items()
+    }
+    source = f"photographs of {versions}"
+
+    def manifest(files: dict[str, File]) -> Manifest:
+        splits = {split: Rule(f"{split}.npy", None, 0, files[f"{split}.npy"].count) for split in PHOTOGRAPHS}
+        return Manifest(NAME, SIZE, 3, 8, None, False, source, files, splits)
+
+    sources = {name: from_array(images) for name, images in crops.items()}
+    return write_set(target, sources, (SIZE, SIZE, 3), [source], manifest)
+
+
+def _folder(package: str) -> Path:
+    """Where a package keeps its photographs; it is not imported."""
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{PACKAGES[package][0]} is missing: pip install 'vdvae[experiments]'")
+    return Path(spec.origin).parent / PACKAGES[package][1]
+
+
+def _crops(folders: dict[str, Path], name: str, split: str) -> Images:
+    """The crops of a photograph at every scale, [N, 16, 16, 3]: side by side, those to learn from half overlapping."""
+    package, file = name.split("/")
+    pixels = torch.from_numpy(read_picture(folders[package] / file, name)).permute(2, 0, 1)[None].float()
+    stride = SIZE // 2 if split == "train" else SIZE
+    return np.concatenate(list(_at_each_scale(pixels, stride)))
+
+
+def _at_each_scale(pixels: torch.Tensor, stride: int) -> Iterator[Images]:
+    for reduction in REDUCTIONS:
+        size = (pixels.shape[2] // reduction, pixels.shape[3] // reduction)
+        small = interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
+        small = small.round().clamp(0, 255).byte()  # [1, 3, h, w]
+        windows = small[0].unfold(1, SIZE, stride).unfold(2, SIZE, stride)  # [3, rows, columns, 16, 16]
+        yield windows.permute(1, 2, 3, 4, 0).reshape(-1, SIZE, SIZE, 3).numpy()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Reruns a table or figure of the paper: its runs, their figures, the table, the pictures.
+
+python scripts/experiment.py table1-depth                     small, for two CPU cores
+python scripts/experiment.py table1-depth --scale full        as in the paper
+python scripts/experiment.py figure5-collapse --seeds 4       resumes what was interrupted, and adds seeds
+python scripts/experiment.py figure4 --run runs/fashion       about any other run
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from vdvae import distributed
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.evaluation.figures import check_matplotlib
+from vdvae.evaluation.images import save_png
+from vdvae.experiment.draw import draw
+from vdvae.experiment.report import gather, judge, table, table_of_models, to_json, verdicts
+from vdvae.experiment.runner import train_all
+from vdvae.experiment.spec import load_experiment
+from vdvae.results import made_on
+from vdvae.whole_file import whole_file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Trains what is missing, then gathers, draws and prints."""
+    try:
+        with exit_on_user_error():
+            args = command_line().parse_args()
+            for name in ("seeds", "jobs"):
+                if (value := getattr(args, name)) is not None and value < 1:
+                    raise UserError(f"--{name} must be at least 1, not {value}")
+            experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
+            if args.commands:
+                for run in experiment.runs:
+                    print(shlex.join(["python", "train.py", *run.arguments]))
+                return
+            check_matplotlib()
+            if args.run:
+                experiment = experiment.of(args.run)
+            out = args.out or (args.run / "figures" if args.run else Path("results"))
+            if experiment.makes_runs and not args.gather:
+                train_all(ROOT / "train.py", experiment.runs, args.jobs)
+            finished = gather(experiment)
+            judged = judge(experiment.claims, finished)
+            pictures = draw(experiment, finished, distributed.pick_device())
+            shown = table_of_models(experiment, finished) if experiment.models else table(experiment, finished)
+            page = [f"# {experiment.title} ({experiment.scale} scale)", shown]
+            page += [verdicts(judged)] * bool(judged)
+            stem = f"{experiment.name}-{experiment.scale}"
+            for images, picture in pictures.items():
+                path = out / f"{stem}-{re.sub(r'[^a-z0-9]+', '-', images.lower())}.png"
+                save_png(picture, path)
+                page.append(f"![{images}]({path.name})")
+            text = "\n\n".join(page)
+            out.mkdir(parents=True, exist_ok=True)
+            with whole_file(out / f"{stem}.md") as file:
+                file.write(f"{text}\n".encode())
+            write_json(out / f"{experiment.name}.json", experiment.scale, to_json(experiment, finished, judged))
+            print(text)
+            print(f"\n{out / stem}.md, its pictures, and {out / experiment.name}.json")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def command_line() -> CommandLine:
+    """What can be asked for."""
+    parser = CommandLine(description="Reruns a table or figure of the paper.")
+    parser.add_argument("name", help="of a file of experiments/")
+    parser.add_argument("--scale", choices=("full", "small"), default="small", help="default: small")
+    parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind; default: as the experiment says")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one per GPU, or per CPU core")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where runs are kept"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="of table, pictures and JSON; default: results")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--commands", action="store_true", help="only print the commands, for a cluster's queue")
+    choice.add_argument("--gather", action="store_true", help="make no run; all must be there")
+    choice.add_argument("--run", type=Path, metavar="RUN", help="draw this run instead; results go to RUN/figures")
+    return parser
+
+
+def write_json(path: Path, scale: str, figures: dict[str, Any]) -> None:
+    """Puts the figures of a scale into an experiment's file, beside those of the other."""
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    content[scale] = {**made_on(distributed.pick_device()), **figures}
+    with whole_file(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
