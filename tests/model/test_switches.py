@@ -189,6 +189,7 @@ def test_a_learned_upsampler_is_added_to_the_parameters_of_the_paper() -> None:
 def test_without_residual_connections_a_top_down_block_forgets_its_state() -> None:
     model = random_model(replace(SMALL, topdown_residual=False))
     for block in model.decoder.dec_blocks:
+        assert isinstance(block, DecoderBlock) and block.resnet.c4.bias is not None
         torch.nn.init.zeros_(block.resnet.c4.weight)
         torch.nn.init.zeros_(block.resnet.c4.bias)
     x, _ = model.decoder.top_down(2, None, ["prior"] * 6, [1.0] * 6, seeded())
