@@ -1,14 +1,14 @@
-"""A small colour data set from the photographs that scikit-image and scikit-learn ship: 16 x 16 crops.
+"""A small colour data set from the photographs that three packages ship: 16 x 16 crops.
 
-    pip install 'vdvae[experiments]'
+    pip install 'vdvae[experiments]' && sudo apt-get install opencv-doc
     python experiments/photographs.py
 
-The photographs are split, and then cropped: no crop of a test photograph is of one that was learned from.
+Without root: apt-get download opencv-doc; dpkg -x opencv-doc_*.deb DIR, and --opencv DIR/usr/share/doc/opencv-doc. The
+photographs are split, and then cropped: no crop of a test photograph is of one that was learned from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,29 +32,51 @@ REDUCTIONS = (2, 4)
 PHOTOGRAPHS = {
     "train": [
         "skimage/astronaut.png",
-        "skimage/coffee.png",
         "skimage/motorcycle_left.png",
         "skimage/rocket.jpg",
         "sklearn/flower.jpg",
+        "opencv/alphamat/input_images/plant.jpg",
+        "opencv/data/aloeL.jpg",
+        "opencv/data/apple.jpg",
+        "opencv/data/baboon.jpg",
+        "opencv/data/board.jpg",
+        "opencv/data/graf1.png",
+        "opencv/data/home.jpg",
+        "opencv/data/leuvenA.jpg",
+        "opencv/data/orange.jpg",
+        "opencv/data/rubberwhale1.png",
+        "opencv/hfs/data/000.jpg",
+        "opencv/text/scenetext01.jpg",
+        "opencv/text/scenetext04.jpg",
     ],
-    "valid": ["skimage/chelsea.png"],
-    "test": ["sklearn/china.jpg"],
+    "valid": ["skimage/chelsea.png", "opencv/data/butterfly.jpg", "opencv/data/messi5.jpg"],
+    "test": [
+        "skimage/coffee.png",
+        "sklearn/china.jpg",
+        "opencv/data/building.jpg",
+        "opencv/data/fruits.jpg",
+        "opencv/data/squirrel_cls.jpg",
+        "opencv/text/scenetext06.jpg",
+    ],
 }
 PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
-"""Import name -> distribution, folder of its photographs."""
+"""Of Python: import name -> distribution, folder of its photographs."""
+OPENCV = Path("/usr/share/doc/opencv-doc")
 
 
 def main() -> None:
     """Prepares the set, and prints what there is now."""
-    parser = CommandLine(description="Prepares crops of the photographs that scikit-image and scikit-learn ship.")
+    parser = CommandLine(description="Prepares crops of the photographs that three packages ship.")
+    parser.add_argument("--opencv", type=Path, default=OPENCV, metavar="DIR", help=f"of opencv-doc; default: {OPENCV}")
     parser.add_argument("--to", type=Path, default=Path(DataConfig.root), metavar="DIR", help="default: data")
     with exit_on_user_error():
-        manifest = prepare(parser.parse_args().to)
+        args = parser.parse_args()
+        manifest = prepare(args.to, args.opencv)
     counts = ", ".join(f"{rule.count:,} {split}" for split, rule in manifest.splits.items())
     print(f"{NAME}: {counts} images of {SIZE} x {SIZE} x 3, {manifest.source}")
 
 
-def prepare(root: Path) -> Manifest:
+def prepare(root: Path, opencv: Path) -> Manifest:
     """Makes `root/photographs16`, unless it is there.
 
     Raises:
@@ -63,13 +85,15 @@ def prepare(root: Path) -> Manifest:
     target = root / NAME
     if (before := prepared_before(target)) is not None:
         return before
-    folders = {package: _folder(package) for package in PACKAGES}
+    folders = {"opencv": opencv / "examples", **{package: _folder(package) for package in PACKAGES}}
+    if not folders["opencv"].is_dir():
+        raise UserError(f"there is no {folders['opencv']}: apt-get install opencv-doc, or say --opencv DIR")
     versions = ", ".join(f"{name} {version(name)}" for name, _ in PACKAGES.values())
     crops = {
-        f"{split}.npy": np.concatenate([_crops(folders, name, split) for name in names])
+        f"{split}.npy": np.concatenate([_crops(folders, name) for name in names])
         for split, names in PHOTOGRAPHS.items()
     }
-    source = f"photographs of {versions}"
+    source = f"photographs of {versions}, opencv-doc"
 
     def manifest(files: dict[str, File]) -> Manifest:
         splits = {split: Rule(f"{split}.npy", None, 0, files[f"{split}.npy"].count) for split in PHOTOGRAPHS}
@@ -87,21 +111,18 @@ def _folder(package: str) -> Path:
     return Path(spec.origin).parent / PACKAGES[package][1]
 
 
-def _crops(folders: dict[str, Path], name: str, split: str) -> Images:
-    """The crops of a photograph at every scale, [N, 16, 16, 3]: side by side, those to learn from half overlapping."""
-    package, file = name.split("/")
+def _crops(folders: dict[str, Path], name: str) -> Images:
+    """The crops of a photograph at every scale, side by side, [N, 16, 16, 3]."""
+    package, _, file = name.partition("/")
     pixels = torch.from_numpy(read_picture(folders[package] / file, name)).permute(2, 0, 1)[None].float()
-    stride = SIZE // 2 if split == "train" else SIZE
-    return np.concatenate(list(_at_each_scale(pixels, stride)))
-
-
-def _at_each_scale(pixels: torch.Tensor, stride: int) -> Iterator[Images]:
+    crops = []
     for reduction in REDUCTIONS:
         size = (pixels.shape[2] // reduction, pixels.shape[3] // reduction)
         small = interpolate(pixels, size, mode="bicubic", antialias=True, align_corners=False)
         small = small.round().clamp(0, 255).byte()  # [1, 3, h, w]
-        windows = small[0].unfold(1, SIZE, stride).unfold(2, SIZE, stride)  # [3, rows, columns, 16, 16]
-        yield windows.permute(1, 2, 3, 4, 0).reshape(-1, SIZE, SIZE, 3).numpy()
+        windows = small[0].unfold(1, SIZE, SIZE).unfold(2, SIZE, SIZE)  # [3, rows, columns, 16, 16]
+        crops.append(windows.permute(1, 2, 3, 4, 0).reshape(-1, SIZE, SIZE, 3).numpy())
+    return np.concatenate(crops)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import photographs
 from tests.conftest import ROOT
+from vdvae.errors import UserError
 
 
 def test_photographs_are_split_before_they_are_cropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,28 +21,30 @@ def test_photographs_are_split_before_they_are_cropped(tmp_path: Path, monkeypat
     colours: dict[str, int] = {}
     for names in photographs.PHOTOGRAPHS.values():
         for name in names:
-            colours[name] = len(colours) * 20
+            colours[name] = len(colours) * 9
             picture = np.full((128, 160, 3), colours[name], np.uint8)
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            iio.imwrite((tmp_path / name).with_suffix(".png"), picture)
-            (tmp_path / name).with_suffix(".png").rename(tmp_path / name)
+            path = tmp_path / name.replace("opencv/", "opencv/examples/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            iio.imwrite(path.with_suffix(".png"), picture)
+            path.with_suffix(".png").rename(path)
     monkeypatch.setattr(photographs, "_folder", lambda package: tmp_path / package)
     monkeypatch.setattr(photographs, "version", lambda name: "1.0")
-    manifest = photographs.prepare(tmp_path / "data")
-    assert photographs.prepare(tmp_path / "data") == manifest
-    per_photograph = {"train": 7 * 9 + 3 * 4, "valid": 4 * 5 + 2 * 2, "test": 4 * 5 + 2 * 2}
+    manifest = photographs.prepare(tmp_path / "data", tmp_path / "opencv")
+    assert photographs.prepare(tmp_path / "data", tmp_path / "opencv") == manifest
+    crops = 4 * 5 + 2 * 2  # of 64 x 80 and of 32 x 40 pixels
     for split, names in photographs.PHOTOGRAPHS.items():
         images = np.load(tmp_path / "data/photographs16" / f"{split}.npy")
-        assert images.shape == (len(names) * per_photograph[split], 16, 16, 3)
+        assert images.shape == (len(names) * crops, 16, 16, 3)
         assert set(np.unique(images)) == {colours[name] for name in names}
 
 
 def test_photographs_without_the_packages(tmp_path: Path) -> None:
     """One line, and nothing is written."""
+    (tmp_path / "opencv/examples").mkdir(parents=True)
     code = (
         "import sys, importlib.util as u; find = u.find_spec; "
         "u.find_spec = lambda name, *a: None if name == 'skimage' else find(name, *a); "
-        f"sys.argv = ['photographs.py']; sys.path.insert(0, {str(ROOT / 'experiments')!r}); "
+        f"sys.argv = ['photographs.py', '--opencv', 'opencv']; sys.path.insert(0, {str(ROOT / 'experiments')!r}); "
         "import photographs; photographs.main()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -50,4 +53,6 @@ def test_photographs_without_the_packages(tmp_path: Path) -> None:
     )
     assert result.returncode == 2
     assert result.stderr == "error: scikit-image is missing: pip install 'vdvae[experiments]'\n"
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["opencv"]
+    with pytest.raises(UserError, match=r"^there is no elsewhere/examples: apt-get install opencv-doc, or say"):
+        photographs.prepare(tmp_path, Path("elsewhere"))
