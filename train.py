@@ -35,6 +35,7 @@ from vdvae.errors import (
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
+from vdvae.evaluation.units import active_units
 from vdvae.training.checkpoint import Checkpoint
 from vdvae.training.checkpoint_writer import CheckpointWriter
 from vdvae.training.interruption import TIME_IS_UP, Interruption
@@ -129,7 +130,8 @@ def run(
         def validate(done: int) -> None:
             valid = evaluate(ema, splits.valid, settings.eval_batch, world)
             progress.say(f"step {done:,}: {valid.bits_per_dim:.4f} bits/dim on the validation images")
-            log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict()})
+            active = {"active_units_per_resolution": active_units(ema, splits.valid, settings.eval_batch, world)}
+            log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict(), **active})
 
         done, reason = first_step, 0
         if done and done % settings.valid_every == 0 and not world.share(log.has_validated(done)):

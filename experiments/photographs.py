@@ -1,6 +1,6 @@
 """A small colour data set from the photographs that three packages ship: 16 x 16 crops.
 
-    pip install 'vdvae[experiments]' && sudo apt-get install opencv-doc
+    pip install -e '.[experiments]' && sudo apt-get install opencv-doc
     python experiments/photographs.py
 
 Without root: apt-get download opencv-doc; dpkg -x opencv-doc_*.deb DIR, and --opencv DIR/usr/share/doc/opencv-doc. The
@@ -107,7 +107,7 @@ def _folder(package: str) -> Path:
     """Where a package keeps its photographs; it is not imported."""
     spec = find_spec(package)
     if spec is None or spec.origin is None:
-        raise UserError(f"{PACKAGES[package][0]} is missing: pip install 'vdvae[experiments]'")
+        raise UserError(f"{PACKAGES[package][0]} is missing: pip install -e '.[experiments]'")
     return Path(spec.origin).parent / PACKAGES[package][1]
 
 

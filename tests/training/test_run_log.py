@@ -11,9 +11,10 @@ import torch
 
 from vdvae import VDVAE
 from vdvae.config import Config
+from vdvae.errors import UserError
 from vdvae.training.metrics import Report
 from vdvae.training.run_directory import RunDirectory
-from vdvae.training.run_log import RunLog
+from vdvae.training.run_log import RunLog, read_log
 
 
 def line(kind: str, step: int, **values: object) -> str:
@@ -86,6 +87,24 @@ def test_lines_wait_for_room_on_the_disk(tiny: Config, tmp_path: Path, capsys: p
     log.evaluation(2, "valid", {"bits_per_dim": 2.0})
     log.close()
     assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_log_is_read_in_the_order_of_steps_and_each_line_once(tmp_path: Path) -> None:
+    """Also one that was put together from two; the file stays as it is."""
+    lines = [line("train", 4, a=1), line("train", 2), line("valid", 4), line("train", 4, a=2), '{"kind": "tr']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    read = read_log(RunDirectory(tmp_path))
+    assert [(entry["kind"], entry["step"]) for entry in read] == [("train", 2), ("train", 4), ("valid", 4)]
+    assert read[1]["a"] == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+
+
+def test_no_log(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no run: there is no .*metrics\.jsonl; give the --run_dir of train\.py"):
+        read_log(RunDirectory(tmp_path))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"metrics\.jsonl has no lines yet"):
+        read_log(RunDirectory(tmp_path))
 
 
 def test_a_process_that_does_not_write(tiny: Config, tmp_path: Path) -> None:

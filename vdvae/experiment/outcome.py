@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,6 +14,7 @@ from vdvae.errors import UserError
 from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
 from vdvae.training.run_directory import RunDirectory
+from vdvae.training.run_log import read_log
 
 LAST_SHARE = 0.1
 """Of a run, over which its training figures are averaged."""
@@ -100,9 +100,11 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 def read_lines(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none where there is no run."""
-    path = RunDirectory(directory).metrics_file
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The lines of a run's metrics.jsonl; none where there is no run, or it has just begun."""
+    try:
+        return read_log(RunDirectory(directory))
+    except UserError:
+        return []
 
 
 def _diverged(directory: Path, lines: list[dict[str, Any]]) -> bool:

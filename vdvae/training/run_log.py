@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from vdvae.errors import warn_where_unwritten
+from vdvae.errors import UserError, warn_where_unwritten
 from vdvae.model.vdvae import VDVAE
 from vdvae.training.metrics import Report
 from vdvae.training.run_directory import METRICS, RunDirectory
@@ -146,26 +146,47 @@ def _unless_tensorboard(hook: Callable[[threading.ExceptHookArgs], object], args
         hook(args)
 
 
-def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keeps the lines up to a step, and returns them: what came after it, and the test, is about to be done again.
-    Lines that are no JSON, such as one that was cut off, are dropped, and counted on stderr.
+def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl in the order of steps, also of a run that is still training.
+
+    Raises:
+        UserError: there are none.
     """
+    path = directory.metrics_file
+    if not path.is_file():
+        raise UserError(f"{directory.path} is no run: there is no {path}; give the --run_dir of train.py")
+    entries = {(entry["kind"], entry["step"]): entry for _, entry in _undamaged(path)}
+    if not entries:
+        raise UserError(f"{path} has no lines yet; the first comes after train.print_every updates")
+    return sorted(entries.values(), key=lambda entry: entry["step"])
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Keeps the lines up to a step, and returns them: what came after it, and the test, is about to be done again."""
     if not path.exists():
         return []
-    kept, entries, damaged = [], [], 0
+    kept = [(line, entry) for line, entry in _undamaged(path) if entry["step"] <= step and entry["kind"] != "test"]
+    with whole_file(path) as file:
+        file.writelines(line + b"\n" for line, _ in kept)
+    return [entry for _, entry in kept]
+
+
+def _undamaged(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines and what they say. Those that are no JSON, such as one that was cut off, are dropped, and counted on
+    stderr.
+    """
+    lines, damaged = [], 0
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            keep = entry["step"] <= step and entry["kind"] != "test"
+            is_good = isinstance(entry["step"], int) and isinstance(entry["kind"], str)
         except (ValueError, TypeError, KeyError, RecursionError):
+            is_good = False
+        if is_good:
+            lines.append((line, entry))
+        else:
             damaged += 1
-            continue
-        if keep:
-            kept.append(line + b"\n")
-            entries.append(entry)
     if damaged:
-        lines = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
-        print(f"warning: {path}: {lines} dropped", file=sys.stderr)
-    with whole_file(path) as file:
-        file.writelines(kept)
-    return entries
+        said = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
+        print(f"warning: {path}: {said} dropped", file=sys.stderr)
+    return lines

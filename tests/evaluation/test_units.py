@@ -1,0 +1,92 @@
+"""Active latent variables, where their divergences are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vdvae import VDVAE
+from vdvae.config import Config, load_config
+from vdvae.data.splits import Split
+from vdvae.data.storage import Pixels
+from vdvae.distributed import World
+from vdvae.evaluation.units import ACTIVE, active_units, latent_variables
+from vdvae.model.decoder import DecoderBlock
+from vdvae.noise import Purpose, generator
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def split() -> Split:
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), np.uint8)
+    return Split(Pixels(images), np.array([6, 0, 3, 1, 5]))
+
+
+@pytest.fixture
+def far_posterior(tiny: Config) -> VDVAE:
+    """A model of which some variables are active."""
+    torch.manual_seed(0)
+    model = VDVAE(tiny.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.07)
+    return model
+
+
+def test_latent_variables_of_the_presets() -> None:
+    """FFHQ-256 has 16 channels in 2, 4, 5, 10, 22, 14, 8 and 1 layers."""
+    layers = {1: 2, 4: 4, 8: 5, 16: 10, 32: 22, 64: 14, 128: 8, 256: 1}
+    counts = latent_variables(load_config("ffhq256", []).model)
+    assert counts == {r: 16 * n * r**2 for r, n in layers.items()}
+    assert sum(counts.values()) == 4_470_816
+    assert list(counts) == list(layers)
+
+
+def test_divergences_that_are_set(tiny: Config, split: Split) -> None:
+    """The prior is the standard normal, and KL half the square of the posterior's mean: 0.02 and 0.005 nats."""
+    model = VDVAE(tiny.model)
+    blocks = [block for block in model.decoder.dec_blocks if isinstance(block, DecoderBlock)]
+    with torch.no_grad():
+        for block in blocks:
+            block.enc.c4.weight.zero_()
+    assert active_units(model, split, 2, ALONE) == {1: 0, 7: 0, 28: 0}  # the posterior is the prior
+    with torch.no_grad():
+        for block, means in zip(blocks, ([0.2, -0.2], [0.1, 0.2], [0.1, -0.1]), strict=True):
+            assert block.enc.c4.bias is not None
+            block.enc.c4.bias[:2] = torch.tensor(means)
+    assert active_units(model, split, 2, ALONE) == {1: 2, 7: 49, 28: 0}
+
+
+def test_averages_over_the_first_images_each_once(far_posterior: VDVAE, split: Split) -> None:
+    """Against a plain loop over batches of 2, 2 and 1, and 2 and 1."""
+    for most in (5, 3):
+        sums = [torch.zeros(shape) for shape in far_posterior.latent_shapes]
+        for b, first in enumerate(range(0, most, 2)):
+            images = torch.from_numpy(split.read(np.arange(first, min(first + 2, most)))).permute(0, 3, 1, 2)
+            noise = generator(ALONE.device, 5, Purpose.EVALUATION, b)
+            with torch.no_grad():
+                for layer, latent in zip(sums, far_posterior.encode(images, generator=noise), strict=True):
+                    layer += latent.kl.sum(0)
+        expected = [int((layer / most > ACTIVE).sum()) for layer in sums]
+        assert any(0 < n < layer.numel() for n, layer in zip(expected, sums, strict=True))
+        active = active_units(far_posterior, split, 2, ALONE, seed=5, most=most)
+        assert list(active.items()) == list(zip((1, 7, 28), expected, strict=True))
+
+
+def test_processes_share_the_images(far_posterior: VDVAE, split: Split) -> None:
+    """What two sum is what one has, up to rounding."""
+    sums: list[Tensor] = []
+
+    class Listening(World):
+        def sum(self, tensor: Tensor) -> Tensor:
+            sums.append(tensor.clone())
+            return tensor
+
+    for rank, size in ((0, 1), (0, 2), (1, 2)):
+        active_units(far_posterior, split, 2, Listening(rank, size, ALONE.device))
+    alone, first, second = sums
+    assert first.any()
+    assert second.any()
+    torch.testing.assert_close(first + second, alone)
