@@ -33,7 +33,7 @@ run = Path(sys.argv[sys.argv.index("--run_dir") + 1])
 if "train.seed=1" in sys.argv and Path("breaks").exists():
     sys.exit("error: the disk is on fire")
 with open("calls", "a") as file:
-    file.write(f"{run.name} {os.environ['OMP_NUM_THREADS']}\\n")
+    file.write(f"{run.name} {os.environ['OMP_NUM_THREADS']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
 run.mkdir()
 (run / "config.yaml").write_text(Path("config.yaml").read_text())
 (run / "metrics.jsonl").write_text(json.dumps({"kind": "test", "step": 1}) + "\\n")
@@ -82,8 +82,20 @@ def test_what_has_ended_is_not_run_again_and_what_failed_is_told(
     train_all(Path("train.py"), experiment.runs, jobs=1)
     train_all(Path("train.py"), experiment.runs, jobs=1)
     calls = [line.split() for line in Path("calls").read_text().splitlines()]
-    assert sorted(name for name, _ in calls) == ["1-seed0", "1-seed1", "3-seed0", "3-seed1"]
-    assert {threads for _, threads in calls} == {str(len(os.sched_getaffinity(0)))}
+    assert sorted(name for name, *_ in calls) == ["1-seed0", "1-seed1", "3-seed0", "3-seed1"]
+    assert {threads for _, threads, _ in calls} == {str(len(os.sched_getaffinity(0)))}
+
+
+def test_each_gpu_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    """Of those that this process may use, by the names that it knows them by."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text((run / "config.yaml").read_text())
+    Path("train.py").write_text(FAKE_TRAIN.replace("import json", "import time; time.sleep(0.5); import json"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    train_all(Path("train.py"), tiny_experiment(tmp_path).runs, jobs=None)
+    calls = [line.split()[2] for line in Path("calls").read_text().splitlines()]
+    assert sorted(calls) == ["4", "4", "7", "7"]
 
 
 @pytest.mark.parametrize(

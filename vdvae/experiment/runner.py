@@ -30,18 +30,20 @@ def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
         UserError: a run failed, naming its output; the others under way are finished first.
     """
     missing = {run.directory: run for run in runs if not has_ended(run.directory)}
-    gpus = torch.cuda.device_count()
-    at_once = jobs or gpus or len(os.sched_getaffinity(0))
-    slots: SimpleQueue[int] = SimpleQueue()
+    cores = len(os.sched_getaffinity(0))
+    gpus = _gpus()
+    at_once = jobs or len(gpus) or cores
+    environments: SimpleQueue[dict[str, str]] = SimpleQueue()
     for slot in range(at_once):
-        slots.put(slot)
+        own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
+        environments.put({"OMP_NUM_THREADS": str(max(1, cores // at_once)), **own})
 
     def make(run: Run) -> str:
-        slot = slots.get()
+        environment = environments.get()
         try:
-            return _train(train, run, slot % gpus if gpus else None, at_once)
+            return _train(train, run, {**os.environ, **environment})
         finally:
-            slots.put(slot)
+            environments.put(environment)
 
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(make, run) for run in missing.values()]
@@ -54,15 +56,17 @@ def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
             raise
 
 
-def _train(train: Path, run: Run, gpu: int | None, at_once: int) -> str:
+def _gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return names[:count]
+
+
+def _train(train: Path, run: Run, environment: dict[str, str]) -> str:
     """Makes or resumes a run; returns what went wrong, if anything. To diverge is an outcome, not a failure."""
     output = run.directory.with_name(f"{run.directory.name}.log")
     output.parent.mkdir(parents=True, exist_ok=True)
-    environment = dict(os.environ)
-    if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-    else:
-        environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // at_once))
     with output.open("a") as file:
         status = subprocess.call(
             [sys.executable, str(train), *run.arguments], stdout=file, stderr=file, env=environment
