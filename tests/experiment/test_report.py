@@ -22,6 +22,7 @@ USUAL = Outcome(
     rate=0.5,
     skipped=0,
     skipped_share=0.0,
+    share_of_an_update=0.125,
     largest_norm=12.3456,
     silent_layers=0,
     diverged=False,
@@ -66,7 +67,18 @@ def test_bounds(values: list[float | None], verdict: str) -> None:
     (judged,) = judge([Claim("low", "bits_per_dim", ["a"], below=3.1)], finished({"a": values, "b": [4.0]}))
     assert (judged.verdict, judged.why) == (verdict, f"up to {max(v for v in values if v):g}")
     (absent,) = judge([Claim("low", "bits_per_dim", ["c"], below=3.1)], finished({"a": values}))
-    assert absent.verdict == "not reproduced"
+    assert (absent.verdict, absent.why) == ("not decided at this size", "c was not run")
+
+
+def test_no_skipped_update_of_800_does_not_make_it_less_than_one_of_10000() -> None:
+    claim = Claim("few", "skipped_share", ["a"], below=0.01, resolution="share_of_an_update")
+    (run,) = finished({"a": [3.0]})
+    (judged,) = judge([claim], [run])
+    assert (judged.verdict, judged.why) == ("not decided at this size", "up to 0, and the next is 0.125")
+    longer = run._replace(outcome=replace(USUAL, updates=1_100_000, share_of_an_update=1e-4, skipped_share=0.0099))
+    assert judge([claim], [longer])[0].verdict == "reproduced"
+    worse = run._replace(outcome=replace(USUAL, skipped_share=0.25))
+    assert judge([claim], [worse])[0].verdict == "not reproduced"
 
 
 def test_each_data_set_is_judged_by_itself() -> None:

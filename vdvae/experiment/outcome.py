@@ -38,6 +38,8 @@ class Outcome:
     """updates"""
     skipped_share: float
     """of all updates, in percent"""
+    share_of_an_update: float
+    """of all updates, in percent"""
     largest_norm: float
     """of a gradient before clipping"""
     silent_layers: int | None
@@ -85,6 +87,7 @@ def read_outcome(directory: Path) -> Outcome:
         rate=test["rate"] if test and not diverged else None,
         skipped=skipped,
         skipped_share=100 * skipped / updates,
+        share_of_an_update=100 / updates,
         largest_norm=max(line["grad_norm_max"] for line in reports),
         silent_layers=None if diverged else sum(bits < 1 for bits in bits_of_an_image),
         diverged=diverged,

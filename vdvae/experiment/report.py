@@ -82,8 +82,11 @@ def judge(claims: Sequence[Claim], finished: Sequence[Finished]) -> list[Judged]
     judged = []
     for claim in claims:
         for images in dict.fromkeys(entry.run.images for entry in finished):
-            values = _values(claim.metric, [entry for entry in finished if entry.run.images == images])
-            judged.append(_judge(claim, images, values))
+            entries = [entry for entry in finished if entry.run.images == images]
+            if claim.below is None:
+                judged.append(_judge_order(claim, images, _values(claim.metric, entries)))
+            else:
+                judged.append(_judge_bound(claim, claim.below, images, entries))
     return judged
 
 
@@ -153,11 +156,8 @@ def verdicts(judged: Sequence[Judged]) -> str:
     return "\n".join(f"- {j.claim.text} ({j.images}): **{j.verdict}** ({j.why})." for j in judged)
 
 
-def _judge(claim: Claim, images: str, values: dict[str, list[float | None]]) -> Judged:
+def _judge_order(claim: Claim, images: str, values: dict[str, list[float | None]]) -> Judged:
     verdict: Verdict = "reproduced"
-    if claim.below is not None:
-        known = [math.inf if value is None else value for name in claim.order for value in values.get(name, [None])]
-        return Judged(claim, images, verdict if max(known) < claim.below else "not reproduced", f"up to {max(known):g}")
     reasons = []
     for better, worse in pairwise(claim.order):
         if better not in values or worse not in values:
@@ -171,13 +171,29 @@ def _judge(claim: Claim, images: str, values: dict[str, list[float | None]]) -> 
     return Judged(claim, images, verdict, ", ".join(reasons))
 
 
+def _judge_bound(claim: Claim, bound: float, images: str, entries: Sequence[Finished]) -> Judged:
+    outcomes = [entry.outcome for entry in entries if entry.run.name in claim.order]
+    if absent := set(claim.order) - {entry.run.name for entry in entries}:
+        return Judged(claim, images, "not decided at this size", f"{', '.join(sorted(absent))} was not run")
+    most = max(_or_infinite(getattr(outcome, claim.metric)) for outcome in outcomes)
+    if most >= bound:
+        return Judged(claim, images, "not reproduced", f"up to {most:g}")
+    finest = max(getattr(outcome, claim.resolution) for outcome in outcomes) if claim.resolution else 0
+    if finest >= bound:
+        return Judged(claim, images, "not decided at this size", f"up to {most:g}, and the next is {finest:g}")
+    return Judged(claim, images, "reproduced", f"up to {most:g}")
+
+
 def _compare(a: list[float | None], b: list[float | None]) -> Literal["<", "~", ">"]:
     """Whether all of `a` are below all of `b`, or above; what diverged is above everything."""
-    first = [math.inf if value is None else value for value in a]
-    second = [math.inf if value is None else value for value in b]
+    first, second = [_or_infinite(value) for value in a], [_or_infinite(value) for value in b]
     if max(first) < min(second):
         return "<"
     return ">" if min(first) > max(second) else "~"
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value
 
 
 def _values(metric: str, entries: Sequence[Finished]) -> dict[str, list[float | None]]:

@@ -51,6 +51,8 @@ class Claim(NamedTuple):
     """Names of runs, the best first."""
     below: float | None = None
     """A bound that all of these runs must keep; then their order does not matter."""
+    resolution: str | None = None
+    """A field of `Outcome`: the least difference that a run can show. Above the bound, it decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,8 @@ def _text(value: object) -> str:
 def _check(experiment: Experiment, path: Path) -> None:
     """Refuses, before anything runs for days, what would only be noticed at its end."""
     figures = [field.name for field in fields(Outcome)]
-    for metric in [*experiment.columns, *(claim.metric for claim in experiment.claims)]:
+    claimed = [metric for claim in experiment.claims for metric in (claim.metric, claim.resolution) if metric]
+    for metric in [*experiment.columns, *claimed]:
         if metric not in figures:
             raise UserError(
                 f"{path}: no figure {metric!r}{did_you_mean(metric, figures)}; there are {', '.join(figures)}"
