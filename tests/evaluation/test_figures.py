@@ -122,7 +122,7 @@ def test_learning_curves() -> None:
 def test_by_setting() -> None:
     """A line for each kind of setting, over the means of seeds; what diverged is a gap."""
     values = {"15 with": [3.0, 3.5], "75 with": [2.0, 2.5], "15 without": [3.0], "75 without": [math.nan, 2.0]}
-    figure = figures.by_setting(values, "bits/dim")
+    figure = figures.by_setting(values, "bits/dim", "layers")
     assert curve(figure, 0, 0) == ([0, 1], [3.25, 2.25])
     assert curve(figure, 0, 1) == ([0, 0, 1, 1], [3.0, 3.5, 2.0, 2.5])
     means = curve(figure, 0, 2)[1]
@@ -130,7 +130,7 @@ def test_by_setting() -> None:
     assert math.isnan(means[1])
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["15", "75"]
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["with", "without"]  # type: ignore[union-attr]
-    assert figures.by_setting({"48": [1.0], "24": [2.0]}, "bits/dim").axes[0].get_legend() is None
+    assert figures.by_setting({"48": [1.0], "24": [2.0]}, "bits/dim", "depth").axes[0].get_legend() is None
 
 
 def test_cumulative_shares_of_ffhq256() -> None:

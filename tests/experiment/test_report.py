@@ -91,10 +91,10 @@ def test_table_has_means_ranges_and_the_papers_figures() -> None:
     experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("runs"))
     lines = table(experiment, finished({"48": [3.0, 3.1], "3": [None, 3.5], "6": [None, None]})).splitlines()
     assert lines[0].startswith("| images | run | seeds | parameters | stochastic depth | test bits/dim |")
-    assert lines[2] == "| fashion | 48 | 2 | 1,234,567 | 48 | 3.0500 (3.0000 to 3.1000) | 3.0000 | 0.5000 | 3.95 |"
+    assert lines[4] == "| fashion | 48 | 2 | 1,234,567 | 48 | 3.0500 (3.0000 to 3.1000) | 3.0000 | 0.5000 | 3.95 |"
     assert " diverged | " in lines[3]
-    assert " 3.5000; 1 of 2 diverged | " in lines[4]
-    assert lines[4].endswith("| 4.30 |")
+    assert " 3.5000; 1 of 2 diverged | " in lines[2]
+    assert lines[2].endswith("| 4.30 |")
 
 
 def test_table_2_has_the_papers_rows_and_what_was_measured() -> None:
@@ -112,7 +112,7 @@ def test_table_2_has_the_papers_rows_and_what_was_measured() -> None:
 
 def test_missing_runs_are_one_line() -> None:
     experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("nowhere"))
-    with pytest.raises(UserError, match=r"48-seed0 and 19 more of 20 runs have not ended; without --gather"):
+    with pytest.raises(UserError, match=r"3-seed0 and 19 more of 20 runs have not ended; without --gather"):
         gather(experiment)
 
 
@@ -121,5 +121,5 @@ def test_json_says_how_each_run_is_made() -> None:
     runs = [Finished(run, USUAL) for run in experiment.runs]
     figures = to_json(experiment, [*runs, runs[0]], judge(experiment.claims, runs))
     assert figures["hours_of_training"] == pytest.approx(20 * 0.05)  # the shared run once
-    assert figures["runs"][2]["command"].endswith("model.stochastic_group=2 train.seed=0")
+    assert figures["runs"][2]["command"].endswith("model.stochastic_group=8 train.seed=0")
     assert {claim["verdict"] for claim in figures["claims"]} == {"not decided at this size"}

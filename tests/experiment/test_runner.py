@@ -122,8 +122,8 @@ def test_commands_for_a_queue(command: Command) -> None:
     assert len(lines) == 5
     assert lines[1].startswith("python train.py --hps ")
     assert lines[1].endswith(
-        "48-layers.yaml --run_dir runs/experiments/full/imagenet32/table1-depth/24-seed0 "
-        "model.stochastic_group=2 train.seed=0"
+        "48-layers.yaml --run_dir runs/experiments/full/imagenet32/table1-depth/6-seed0 "
+        "model.stochastic_group=8 train.seed=0"
     )
 
 

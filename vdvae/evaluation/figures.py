@@ -205,13 +205,14 @@ def reconstructions(grid: NDArray[np.uint8], latents: Mapping[int, int]) -> Figu
     return figure
 
 
-def by_setting(values: Mapping[str, Sequence[float]], heading: str) -> Figure:
+def by_setting(values: Mapping[str, Sequence[float]], heading: str, axis: str) -> Figure:
     """A figure of every seed, as a point, and their means, as a line over settings (paper Tables 1 and 3).
 
     Args:
         values: by setting, of each seed; NaN where it diverged. The first word of a setting is its place, and what
             follows, as in "75 without", the line that it belongs to.
         heading: what the values are.
+        axis: what the places are.
     """
     figure, (axes,) = _panels(6, 3.4)
     split = {name: name.partition(" ")[::2] for name in values}  # place and line
@@ -222,7 +223,7 @@ def by_setting(values: Mapping[str, Sequence[float]], heading: str) -> Figure:
         points = [(x, y) for x, seeds in own.items() for y in seeds]
         axes.plot(*zip(*points, strict=True), "o", color=colour, markersize=4)
     axes.set_xticks(range(len(places)), places)
-    axes.set(ylabel=heading)
+    axes.set(xlabel=axis, ylabel=heading)
     if len(lines) > 1:
         axes.legend(frameon=False)
     return figure

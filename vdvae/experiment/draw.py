@@ -70,4 +70,4 @@ def _figure(experiment: Experiment, finished: list[Finished], device: torch.devi
     for entry in finished:
         value = getattr(entry.outcome, metric)
         values[entry.run.name].append(float("nan") if value is None else value)
-    return figures.by_setting(values, HEADINGS[metric])
+    return figures.by_setting(values, HEADINGS[metric], experiment.axis)

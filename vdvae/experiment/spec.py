@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -66,6 +66,8 @@ class Experiment:
     columns: list[str]
     """Fields of `Outcome` that the table shows."""
     figure: Drawing
+    axis: str
+    """What the first words of the runs' names are, under a figure by setting."""
     claims: list[Claim]
     paper: dict[str, str]
     """By run name, the paper's figure."""
@@ -95,9 +97,7 @@ class Experiment:
             raise UserError(f"{directory} is no run directory")
         images = load_config(str(config_file), []).data.dataset
         run = Run(images, directory.resolve().name, 0, str(config_file), (), directory)
-        return Experiment(
-            self.name, self.title, self.scale, [run], self.columns, self.figure, [], {}, [], makes_runs=False
-        )
+        return replace(self, runs=[run], claims=[], paper={}, models=[], makes_runs=False)
 
 
 def load_experiment(folder: Path, name: str, scale: Scale, seeds: int | None, runs_folder: Path) -> Experiment:
@@ -134,6 +134,7 @@ def load_experiment(folder: Path, name: str, scale: Scale, seeds: int | None, ru
             runs,
             content["columns"],
             content["figure"],
+            content.get("axis", ""),
             [Claim(**claim) for claim in content.get("claims", [])],
             content.get("paper", {}),
             content.get("models", []),
