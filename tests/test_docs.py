@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from pathlib import Path
@@ -178,3 +179,17 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert link[1:] in anchors, link
         elif not re.match(r"https?://", link):
             assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-small.md")), ids=lambda path: path.stem)
+def test_every_verdict_is_that_of_the_results(path: Path) -> None:
+    """In docs/experiments.md, and in the table beside the JSON."""
+    name = path.stem.removesuffix("-small")
+    figures = json.loads(path.with_name(f"{name}.json").read_text())["small"]
+    verdicts: dict[str, list[str]] = {}
+    for claim in figures["claims"]:
+        verdicts.setdefault(claim["claim"], []).append(claim["verdict"])
+        assert f"- {claim['claim']} ({claim['images']}): **{claim['verdict']}** ({claim['why']})." in path.read_text()
+    page = (ROOT / "docs/experiments.md").read_text()
+    for text, each in verdicts.items():
+        assert f"| {text} | {' | '.join(each)} | [{name}](../results/{path.name}) |" in page

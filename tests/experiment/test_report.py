@@ -108,6 +108,8 @@ def test_table_2_has_the_papers_rows_and_what_was_measured() -> None:
     assert "| ImageNet-32 | Very Deep VAE, here | VAE | 119,280,868 | 78 | 1 | not measured |" in lines
     assert "| ImageNet-64 | Sparse Transformer | AR | 152M |  | D | 3.44 |" in lines
     assert len(lines) == 2 + 24 + 5
+    figures = to_json(experiment, [], [])
+    assert figures["counted"]["FFHQ-256 (5 bit)"] == {"parameters": 114_874_852, "depth": 66}
 
 
 def test_missing_runs_are_one_line() -> None:

@@ -186,7 +186,10 @@ def reconstructions(grid: NDArray[np.uint8], latents: Mapping[int, int]) -> Figu
     height, width = grid.shape[:2]
     row = height / (len(latents) + 1)
     middles = [(i + 0.5) * row for i in range(len(latents) + 1)]
-    figure, (axes,) = _panels(8, 5.2 * height / width + 0.5)
+    inches = 5.0 * height / width, 0.6  # of the pictures, 5 wide, and below them
+    figure, (axes,) = _panels(8, sum(inches))
+    figure.set_layout_engine("none")  # which would not know that pictures keep their shape
+    axes.set_position((0.36, inches[1] / sum(inches), 5.0 / 8, 0.98 * inches[0] / sum(inches)))
     axes.imshow(np.broadcast_to(grid, (height, width, 3)))
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -196,12 +199,12 @@ def reconstructions(grid: NDArray[np.uint8], latents: Mapping[int, int]) -> Figu
     for middle, share in zip(middles[1:], shares, strict=True):
         bars.text(share + 4, middle, f"{share:.3g} %", va="center")
     bars.set_ylim(height, 0)
-    bars.set_yticks(middles, ["originals", *(f"up to {r}x{r}" for r in latents)])
+    bars.set_yticks(middles, ["originals", *(f"{r}x{r}" for r in latents)])
     bars.tick_params(length=0)
     bars.set_xlim(0, 100)
     bars.set_xticks([])
     bars.spines[["top", "right", "bottom"]].set_visible(False)
-    bars.set_xlabel("share of latent variables")
+    bars.set_xlabel("latent variables up to there")
     return figure
 
 

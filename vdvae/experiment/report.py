@@ -130,9 +130,15 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def to_json(experiment: Experiment, finished: Sequence[Finished], judged: Sequence[Judged]) -> dict[str, Any]:
-    """All figures of all runs."""
+    """All figures of all runs, and the counts of a table of models, which need none."""
+    models = {run.images: run.config.model for run in experiment.runs if experiment.models}
+    counts = {
+        images: {"parameters": count_parameters(model), "depth": model.stochastic_depth}
+        for images, model in models.items()
+    }
     return {
         "title": experiment.title,
+        **({"counted": counts} if counts else {}),
         "hours_of_training": sum({entry.run.directory: entry.outcome.hours for entry in finished}.values()),
         "claims": [
             {"claim": entry.claim.text, "images": entry.images, "verdict": entry.verdict, "why": entry.why}
