@@ -85,9 +85,10 @@ def prepare(root: Path, opencv: Path) -> Manifest:
     target = root / NAME
     if (before := prepared_before(target)) is not None:
         return before
-    folders = {"opencv": opencv / "examples", **{package: _folder(package) for package in PACKAGES}}
+    folders = {"opencv": opencv / "examples"}
     if not folders["opencv"].is_dir():
         raise UserError(f"there is no {folders['opencv']}: apt-get install opencv-doc, or say --opencv DIR")
+    folders.update({package: _folder(package) for package in PACKAGES})
     versions = ", ".join(f"{name} {version(name)}" for name, _ in PACKAGES.values())
     crops = {
         f"{split}.npy": np.concatenate([_crops(folders, name) for name in names])

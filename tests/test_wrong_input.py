@@ -202,6 +202,8 @@ SCRIPTS = {
     "reconstruct RUN a.png": "columns split temperature background",
     "evaluate RUN": "batch_size importance_samples prior_layers binning split seed device",
     "benchmark data --hps=fashion": "seconds made_up device",
+    "experiment table1-depth --gather": "scale seeds jobs",
+    "figures RUN": "device",
     "prepare_data folder . --name=a --config=a.yaml": "size crop background seed held_out bits",
 }
 LINES = [f"{line} --{name}={{}}" for line, names in SCRIPTS.items() for name in names.split()]
