@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,10 +35,11 @@ from vdvae import distributed
 from vdvae.allocator import keep_freed_memory
 from vdvae.benchmark.work import now
 from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
-from vdvae.data.loader import BatchOrder, read_ahead, training_batches
+from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.splits import Split, load_splits
 from vdvae.distributed import World
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.evaluation.batches import measured
 from vdvae.evaluation.images import grid, save_png
 from vdvae.evaluation.nll import evaluate
 from vdvae.model.config import ModelConfig
@@ -286,9 +286,10 @@ def train(
 @torch.no_grad()
 def exact_nll(model: PixelCNN, split: Split, batch_size: int, device: torch.device) -> tuple[float, float]:
     """-log p(x) in bits/dim, of every image of a split once, and its standard error over images."""
-    positions = [np.arange(i, min(i + batch_size, len(split))) for i in range(0, len(split), batch_size)]
-    batches = tqdm(read_ahead(split, positions, device), "evaluating", len(positions), leave=False, disable=None)
-    log_prob = torch.cat([model.log_prob(images).cpu().double() for images in batches])  # [N]
+    batches = measured(
+        split, len(split), batch_size, World(0, 1, device), 0, lambda images, _: model.log_prob(images), "evaluating"
+    )
+    log_prob = torch.cat([result.cpu().double() for _, result in batches])  # [N]
     bits_per_dim = -log_prob / (model.config.dims * math.log(2))
     return bits_per_dim.mean().item(), bits_per_dim.std().item() / math.sqrt(len(split))
 

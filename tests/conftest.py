@@ -14,6 +14,7 @@ from subprocess import CompletedProcess
 import pytest
 import torch
 
+from vdvae import VDVAE, ModelConfig
 from vdvae.config import Config, load_config
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,15 @@ def one_thread() -> None:
 @pytest.fixture
 def tiny() -> Config:
     return load_config(str(TINY), [])
+
+
+def random_model(config: ModelConfig, std: float = 0.3) -> VDVAE:
+    """With normal weights everywhere, so that no layer is at its zero initialisation."""
+    torch.manual_seed(0)
+    model = VDVAE(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=std)
+    return model
 
 
 def run_command(folder: Path, script: str, *arguments: object, processes: int = 0) -> CompletedProcess[str]:

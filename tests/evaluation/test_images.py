@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
+from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.evaluation.images import grid, interpolation, reconstruction_grid, sample_grid, save_gif, save_png
@@ -40,10 +41,7 @@ def test_reconstructions_start_with_the_originals(tiny: Config) -> None:
 
 def test_interpolation_ends_where_the_images_are(tiny: Config) -> None:
     """The ends are the decoded posterior means, and the frames between differ."""
-    torch.manual_seed(0)
-    model = VDVAE(tiny.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = random_model(tiny.model, std=0.2)
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     frames = interpolation(model, images, 5, layers=2, temperature=0.0)
     assert frames.shape == (5, 1, 28, 28)

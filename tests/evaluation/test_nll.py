@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.data.splits import Split
@@ -63,11 +64,7 @@ def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(spli
 @pytest.fixture
 def far_posterior(tiny: Config) -> VDVAE:
     """A model whose rate is large, so that bounds differ."""
-    torch.manual_seed(0)
-    model = VDVAE(tiny.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return model
+    return random_model(tiny.model, std=0.15)
 
 
 def test_importance_weighting_is_tighter_the_more_samples(far_posterior: VDVAE, split: Split) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config, load_config
 from vdvae.data.splits import Split
@@ -28,11 +29,7 @@ def split() -> Split:
 @pytest.fixture
 def far_posterior(tiny: Config) -> VDVAE:
     """A model of which some variables are active."""
-    torch.manual_seed(0)
-    model = VDVAE(tiny.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.07)
-    return model
+    return random_model(tiny.model, std=0.07)
 
 
 def test_latent_variables_of_the_presets() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import jacobian
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, random_model
 from vdvae import VDVAE, ModelConfig
 from vdvae.config import load_config
 from vdvae.model.decoder import DecoderBlock, Latent
@@ -29,15 +29,6 @@ SMALL = ModelConfig(
     num_mixtures=2,
 )
 FORTY_EIGHT = str(ROOT / "experiments/configs/48-layers.yaml")
-
-
-def random_model(config: ModelConfig) -> VDVAE:
-    """With no weight at 0, as those of the priors are at first."""
-    torch.manual_seed(0)
-    model = VDVAE(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return model
 
 
 def random_images(count: int = 2) -> Tensor:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import random_model
 from vdvae import VDVAE, ModelConfig
 from vdvae.config import Config
 from vdvae.model.arguments import Temperature
@@ -19,11 +20,7 @@ from vdvae.model.arguments import Temperature
 @pytest.fixture
 def model(tiny: Config) -> VDVAE:
     """With random weights everywhere, so that no layer is at its zero initialisation."""
-    torch.manual_seed(0)
-    model = VDVAE(tiny.model)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model
+    return random_model(tiny.model, std=0.2)
 
 
 @pytest.fixture

@@ -6,18 +6,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from vdvae.data.loader import read_ahead
 from vdvae.data.splits import Split
 from vdvae.distributed import World
+from vdvae.evaluation.batches import measured
 from vdvae.model.likelihood import Binning
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator
-from vdvae.replay import Replay
 
 
 class NLL(NamedTuple):
@@ -153,16 +149,9 @@ def _over_images(
     """What `measure` makes of every image, [B, columns] in nats/dim, as [N, columns] in bits/dim, fp64. The main
     process shows a bar with this title on a terminal; none without title.
     """
-    starts = range(0, len(split), batch_size)
-    mine = range(world.rank, len(starts), world.size)
-    positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]
-    hidden = None if title and world.is_main else True  # None: hidden unless on a terminal
-    bar = tqdm(mine, title, unit="batch", leave=False, disable=hidden)
-    replay = Replay(measure)
     per_image = torch.zeros(len(split), columns, dtype=torch.float64)
-    for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
-        noise = generator(world.device, seed, Purpose.EVALUATION, b)
-        per_image[rows] = replay(images, noise).cpu().double()
+    for rows, result in measured(split, len(split), batch_size, world, seed, measure, title):
+        per_image[rows] = result.cpu().double()
     return world.sum(per_image.to(world.device)).cpu() / math.log(2)
 
 

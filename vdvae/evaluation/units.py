@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from math import prod
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from vdvae.data.loader import read_ahead
 from vdvae.data.splits import Split
 from vdvae.distributed import World
+from vdvae.evaluation.batches import measured
 from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator
-from vdvae.replay import Replay
 
 ACTIVE = 0.01
 """Nats from which on a latent variable counts as active, the threshold of Burda et al. 2016."""
@@ -47,18 +44,14 @@ def active_units(
         most: the most images.
     """
     count = min(len(split), most)
-    starts = range(0, count, batch_size)
-    mine = range(world.rank, len(starts), world.size)
-    positions = [np.arange(starts[b], min(starts[b] + batch_size, count)) for b in mine]
     sizes = [prod(shape) for shape in model.latent_shapes]
 
     def measure(images: Tensor, noise: torch.Generator) -> Tensor:
         return torch.cat([latent.kl.sum(0).flatten() for latent in model.encode(images, generator=noise)])
 
-    replay = Replay(measure)
     total = torch.zeros(sum(sizes), device=world.device)  # nats of each variable, summed over images
-    for b, images in zip(mine, read_ahead(split, positions, world.device), strict=True):
-        total += replay(images, generator(world.device, seed, Purpose.EVALUATION, b))
+    for _, nats in measured(split, count, batch_size, world, seed, measure):
+        total += nats
     active = world.sum(total) / count > ACTIVE
     per_layer = [layer.sum().item() for layer in active.split(sizes)]
     return {resolution: int(number) for resolution, number in model.per_resolution(per_layer).items()}

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vdvae.config import load_config
 from vdvae.data.loader import to_device
 from vdvae.data.splits import load_splits
 from vdvae.evaluation import figures
@@ -20,7 +19,6 @@ from vdvae.experiment.report import HEADINGS, Finished
 from vdvae.experiment.spec import Experiment
 from vdvae.precision import set_matmul_precision
 from vdvae.pretrained import find_pretrained
-from vdvae.training.run_directory import RunDirectory
 
 Pixels = NDArray[np.uint8]
 
@@ -56,15 +54,13 @@ def _figure(experiment: Experiment, finished: list[Finished], device: torch.devi
         lines = {f"{entry.run.name}, seed {entry.run.seed}": read_lines(entry.run.directory) for entry in finished}
         return figures.gradient_norms(lines)
     if experiment.figure == "cumulative_rate":
-        config = load_config(str(RunDirectory(first.directory).config_file), [])
         curves = {
             name: np.mean([entry.outcome.layer_rate for entry in finished if entry.run.name == name], 0).tolist()
             for name in dict.fromkeys(entry.run.name for entry in finished)
         }
-        return figures.cumulative_rate(curves, [spec.resolution for spec in config.model.decoder_specs])
+        return figures.cumulative_rate(curves, [spec.resolution for spec in first.config.model.decoder_specs])
     if experiment.figure == "reconstructions":
-        config = load_config(str(RunDirectory(first.directory).config_file), [])
-        return figures.reconstructions(reconstructed(first.directory, device), latent_variables(config.model))
+        return figures.reconstructions(reconstructed(first.directory, device), latent_variables(first.config.model))
     metric = experiment.claims[0].metric
     values: dict[str, list[float]] = {name: [] for name in experiment.run_names}
     for entry in finished:

@@ -64,16 +64,16 @@ def read_outcome(directory: Path) -> Outcome:
     Raises:
         UserError: it has not ended, or there is none.
     """
-    if not has_ended(directory):
+    lines = read_lines(directory)
+    test = next((line for line in lines if line["kind"] == "test"), None)
+    diverged = _diverged(directory, lines)
+    if test is None and not diverged:
         raise UserError(f"{directory} holds no run that has ended")
     config = load_config(str(RunDirectory(directory).config_file), [])
-    lines = read_lines(directory)
     reports = [line for line in lines if line["kind"] == "train"]
-    test = next((line for line in lines if line["kind"] == "test"), None)
     updates = reports[-1]["step"]
     last = [line for line in reports if line["step"] > updates * (1 - LAST_SHARE)]
     layer_rate = [sum(rates) / len(last) for rates in zip(*(line["layer_rate"] for line in last), strict=True)]
-    diverged = _diverged(directory, lines)
     skipped = sum(line["skipped"] for line in reports)
     bits_of_an_image = [rate * config.model.dims for rate in accumulate(layer_rate)]
     steps = [b["step"] - a for a, b in zip([0, *(line["step"] for line in reports)], reports, strict=False)]
