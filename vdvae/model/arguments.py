@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdvae.model.config import ModelConfig
-from vdvae.model.decoder import Latent, Source
+from vdvae.model.gaussian import Latent, Source
 
 Temperature = float | Sequence[float] | Mapping[int, float]
 """Factor on the standard deviations that latents are drawn with: one for all layers, one per layer, or
@@ -67,14 +67,14 @@ def per_layer(temperature: Temperature, resolutions: Sequence[int]) -> list[floa
 
 
 def per_layer_sources(
-    sources: Sequence[Source | Latent | None], shapes: Sequence[Shape], device: torch.device
+    sources: Sequence[Source | Latent | None], shapes: Sequence[Shape], device: torch.device, dtype: torch.dtype
 ) -> list[Source]:
-    """A source for each layer, tensors in fp32 on the device; absent and None ones are the prior."""
+    """A source for each layer, tensors as the model has them; absent and None ones are the prior."""
     if isinstance(sources, Tensor):
         raise ValueError("latents must be a list with a tensor per layer; model.unflatten(flat) makes one")
     if len(sources) > len(shapes):
         raise ValueError(f"got latents for {len(sources)} layers; the model has {len(shapes)}")
-    checked = [_source(i, source, device) for i, source in enumerate(sources)]
+    checked = [_source(i, source, device, dtype) for i, source in enumerate(sources)]
     return [*checked, *["prior"] * (len(shapes) - len(checked))]  # type: ignore[list-item]
 
 
@@ -93,7 +93,9 @@ def batch_size(sources: Sequence[Source], shapes: Sequence[Shape], num_images: i
             finite.append(z.isfinite().all())
     if num_images is None:
         raise ValueError("no latent says how many images to make; pass num_images")
-    if finite and not torch.stack(finite).all():
+    # Inside torch.func's transforms and torch.compile, numbers cannot be looked at.
+    can_look = not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
+    if can_look and finite and not torch.stack(finite).all():
         raise ValueError("latents must be finite, and there is NaN or infinity among them")
     return num_images
 
@@ -130,13 +132,13 @@ def _by_resolution(temperature: Mapping[int, float], resolutions: Sequence[int])
     return [float(temperature[max(first for first in temperature if first <= r)]) for r in resolutions]
 
 
-def _source(layer: int, source: Any, device: torch.device) -> Source:
+def _source(layer: int, source: Any, device: torch.device, dtype: torch.dtype) -> Source:
     if isinstance(source, Latent):
         source = source.z
     if isinstance(source, Tensor):
         if not source.is_floating_point():
             raise ValueError(f"latent {layer} must hold floats, not {_dtype(source)}")
-        return source.to(device, torch.float32)
+        return source.to(device, dtype)
     if source is None or source == "prior":
         return "prior"
     if source == "posterior":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from vdvae.model.blockspec import (
@@ -116,15 +117,20 @@ class ModelConfig:
         """Channels inside a residual block at a resolution."""
         return int(self.width_at(resolution) * self.bottleneck_multiple)
 
-    @property
+    @cached_property
     def encoder_specs(self) -> list[EncoderSpec]:
         """The bottom-up blocks, first to last."""
         return parse_encoder_blocks(self.enc_blocks, self.image_size)
 
-    @property
+    @cached_property
     def decoder_specs(self) -> list[DecoderSpec]:
         """The top-down blocks, first to last."""
         return parse_decoder_blocks(self.dec_blocks, self.encoder_specs, self.image_size)
+
+    @cached_property
+    def latent_resolutions(self) -> list[int]:
+        """The resolutions that have latent layers, lowest first."""
+        return sorted({spec.resolution for spec in self.decoder_specs})
 
     @property
     def stochastic_depth(self) -> int:

@@ -1,47 +1,260 @@
-"""The Very Deep VAE (Child 2020): images to likelihood terms, images to latents, latents to images."""
+"""The Very Deep VAE (Child 2020), as its Figure 3 draws it: `Block`, `Encoder`, `TopDownBlock`, `Decoder`, `VDVAE`.
+
+States are `[B, C, r, r]`, channels last in memory. Autograd makes all gradients, and every module is called as one.
+What makes the model fast is not here, but in `vdvae.fast`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from vdvae.model import arguments
-from vdvae.model.arguments import Temperature
+from vdvae.model.blockspec import DecoderSpec
 from vdvae.model.config import ModelConfig
-from vdvae.model.decoder import Decoder, Latent, Source
-from vdvae.model.encoder import Encoder
-from vdvae.model.likelihood import Binning, Mixture
+from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
+from vdvae.model.latents import LatentVariableModel, Pass
+from vdvae.model.likelihood import Mixture, MixtureNet
+
+
+class Conv(nn.Conv2d):
+    """A convolution that keeps the resolution; one of 1x1 pixels is computed as the matrix product that it is.
+
+    Begins with PyTorch's weights times `scale`, and with biases of 0.
+    """
+
+    bias: Tensor
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, scale: float = 1.0) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        nn.init.zeros_(self.bias)
+        self.weight.data.mul_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, in_channels, r, r]` to `[B, out_channels, r, r]`."""
+        if self.kernel_size != (1, 1):
+            return super().forward(x)
+        b, c, h, w = x.shape
+        pixels = x.permute(0, 2, 3, 1).reshape(b * h * w, c)  # a view, because channels are last in memory
+        y = torch.addmm(self.bias, pixels, self.weight.flatten(1).t())  # [B*h*w, out_channels]
+        return y.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+class Block(nn.Module):
+    """1x1, 3x3, 3x3 and 1x1 convolutions, a GELU before each (paper Figure 3, "res block"; Section 4).
+
+    Below 4x4 pixels all four are 1x1, as in the released code.
+
+    Args:
+        in_channels: channels read.
+        middle_channels: channels of the three inner states.
+        out_channels: channels returned.
+        resolution: height and width of the states.
+        last_scale: factor on the last convolution's initial weights: 1/sqrt(N) for residual blocks, 0 for priors.
+        residual: whether the input is added to the output.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        middle_channels: int,
+        out_channels: int,
+        resolution: int,
+        last_scale: float = 1.0,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        kernel_size = 3 if resolution > 2 else 1
+        self.residual = residual
+        self.c1 = Conv(in_channels, middle_channels)
+        self.c2 = Conv(middle_channels, middle_channels, kernel_size)
+        self.c3 = Conv(middle_channels, middle_channels, kernel_size)
+        self.c4 = Conv(middle_channels, out_channels, scale=last_scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[B, in_channels, r, r]` to `[B, out_channels, r, r]`."""
+        hidden = self.c1(F.gelu(x))
+        hidden = self.c2(F.gelu(hidden))
+        hidden = self.c3(F.gelu(hidden))
+        hidden = self.c4(F.gelu(hidden))
+        return x + hidden if self.residual else hidden
+
+
+class Encoder(nn.Module):
+    """The bottom-up network: residual blocks, with average pooling between resolutions (paper Figure 3, left)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.specs = config.encoder_specs
+        self.widths = [config.width_at(spec.output_resolution) for spec in self.specs]
+        self.in_conv = Conv(config.image_channels, config.width_at(config.image_size), kernel_size=3)
+        self.enc_blocks = nn.ModuleList()
+        for spec in self.specs:
+            width, middle = config.width_at(spec.resolution), config.bottleneck_width(spec.resolution)
+            scale = initial_scale(config, len(self.specs))
+            self.enc_blocks.append(Block(width, middle, width, spec.resolution, scale, residual=True))
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """Maps scaled images `[B, C, H, W]` to the last state of each resolution r, `[B, width, r, r]`."""
+        x = channels_last(self.in_conv(x))  # of one channel, a convolution cannot tell what is last
+        features = {x.shape[2]: x}
+        for spec, width, block in zip(self.specs, self.widths, self.enc_blocks, strict=True):
+            x = block(x)
+            if spec.pool > 1:
+                x = match_channels(F.avg_pool2d(x, spec.pool), width)
+            features[spec.output_resolution] = x
+        return features
+
+
+class TopDownBlock(nn.Module):
+    """Prior, posterior, latent projection and residual block of one latent layer (paper Figure 3, "top-down block")."""
+
+    def __init__(self, config: ModelConfig, spec: DecoderSpec) -> None:
+        super().__init__()
+        r, self.zdim, self.width = spec.resolution, config.zdim, config.width_at(spec.resolution)
+        width, middle, scale = self.width, config.bottleneck_width(r), initial_scale(config, len(config.decoder_specs))
+        self.enc = Block(2 * width, middle, 2 * self.zdim, r)
+        self.prior = Block(width, middle, 2 * self.zdim + width, r, last_scale=0.0)
+        self.z_proj = Conv(self.zdim, width, scale=scale)
+        residual = config.topdown_residual
+        self.resnet = Block(width, middle, width, r, scale if residual else 1.0, residual)
+        if spec.mixin is not None and config.unpool == "conv":
+            self.unpool = ConvUnpool(config.width_at(spec.mixin), width, r // spec.mixin)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        features: Tensor | None,
+        source: Source,
+        noise: Tensor | None,
+        temperature: float,
+    ) -> tuple[Tensor, Latent]:
+        """Takes the top-down state through the layer.
+
+        Args:
+            x: the state, `[B, width, r, r]`.
+            condition: the state that the prior and the posterior read: `x` itself, or that of the group's start.
+            features: the encoder's state at this resolution, for the posterior; None where there is none.
+            source: where z comes from.
+            noise: standard normal `[B, zdim, r, r]`; None where z is given.
+            temperature: factor on the standard deviation that z is drawn with.
+
+        Returns:
+            the next state, `[B, width, r, r]`, and what the layer did.
+        """
+        p_features, hidden = self.prior(condition).split((2 * self.zdim, self.width), 1)
+        p, q = DiagonalGaussian.from_features(p_features), None
+        if features is not None:
+            q = DiagonalGaussian.from_features(self.enc(torch.cat([condition, features], 1)))
+        z = draw(source, p, q, noise, temperature)
+        return self.resnet(x + hidden + self.z_proj(z)), Latent(z, p, q)
+
+
+class Decoder(nn.Module):
+    """The top-down network: a latent layer per block, from the lowest resolution to the image's (Figure 3, right)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.specs = config.decoder_specs
+        self.dec_blocks = nn.ModuleList([TopDownBlock(config, spec) for spec in self.specs])
+        learned = [r for r in config.latent_resolutions if r <= config.no_bias_above]
+        self.bias_xs = nn.ParameterList([torch.zeros(1, config.width_at(r), r, r) for r in learned])
+        width = config.width_at(config.image_size)
+        self.gain = nn.Parameter(torch.ones(1, width, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(1, width, 1, 1))
+        out_channels = Mixture.num_parameters(config.image_channels, config.num_mixtures)
+        self.out_net = MixtureNet(Conv(width, out_channels), config)
+
+    def forward(
+        self,
+        batch: int,
+        features: dict[int, Tensor] | None,
+        sources: Sequence[Source],
+        temperatures: Sequence[float],
+        generator: torch.Generator | None,
+    ) -> tuple[Tensor, list[Latent]]:
+        """Runs the first `len(sources)` layers.
+
+        The noise of a layer whose z is not given is one standard-normal draw `[B, zdim, r, r]` in fp32, made on the
+        generator's device, layers in top-down order.
+
+        Args:
+            batch: B.
+            features: the encoder's states by resolution; None where no layer has a posterior.
+            sources: where the z of each layer comes from, top-down.
+            temperatures: one for each of these layers.
+            generator: source of the noise; None is PyTorch's own.
+
+        Returns:
+            the state `[B, width, H, W]` at the image's resolution, with the learned gain and bias of its channels; what
+            each layer did.
+        """
+        states = self._first_states()
+        latents: list[Latent] = []
+        start_of_group = states
+        for i, (source, temperature) in enumerate(zip(sources, temperatures, strict=True)):
+            r = self.specs[i].resolution
+            x = self._enter(i, states, batch)
+            if i % self.config.stochastic_group == 0:
+                start_of_group, condition = dict(states), x
+            else:
+                condition = self._enter(i, start_of_group, batch)
+            start_of_group[r] = condition
+            seen = features[r] if features is not None and source != "prior" else None
+            noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
+            states[r], latent = self.dec_blocks[i](x, condition, seen, source, noise, temperature)
+            latents.append(latent)
+        return states[self.config.image_size] * self.gain + self.bias, latents
+
+    def _first_states(self) -> dict[int, Tensor]:
+        """What the state `[1, width, r, r]` of each resolution r is before any layer: a learned bias up to
+        `model.no_bias_above`, else zeros.
+        """
+        resolutions = self.config.latent_resolutions
+        zeros = {r: self.gain.new_zeros(1, self.config.width_at(r), 1, 1).expand(-1, -1, r, r) for r in resolutions}
+        return zeros | {bias.shape[2]: bias for bias in self.bias_xs}
+
+    def _enter(self, layer: int, states: dict[int, Tensor], batch: int) -> Tensor:
+        """The state `[batch, width, r, r]` at a layer's door: that of its resolution and, where its spec mixes one in,
+        the unpooled state of a lower resolution (paper Section 4 and Figure 5).
+        """
+        r, mixin = self.specs[layer]
+        x = states[r]
+        if mixin is not None and self.config.unpool == "conv":
+            x = x + self.dec_blocks[layer].unpool(states[mixin])  # type: ignore[operator]
+        elif mixin is not None:
+            x = x + F.interpolate(match_channels(states[mixin], x.shape[1]), scale_factor=r // mixin)
+        return channels_last(x.expand(batch, -1, -1, -1))
+
+    def _noise(self, batch: int, resolution: int, generator: torch.Generator | None) -> Tensor:
+        device = self.gain.device if generator is None else generator.device
+        shape = (batch, self.config.zdim, resolution, resolution)
+        noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
+        return channels_last(noise.to(self.gain.device))
 
 
 class Terms(NamedTuple):
     """The negative ELBO of each image (paper Eq. 1), in nats per dimension."""
 
     distortion: Tensor
-    """-log p(x|z), [B]"""
+    """-log p(x|z), `[B]`"""
     rate: Tensor
-    """KL(q(z|x) || p(z)), [B]"""
+    """KL(q(z|x) || p(z)), `[B]`"""
     layer_rate: Tensor
-    """The rate of each layer, [B, L]"""
+    """The rate of each layer, `[B, L]`"""
 
     @property
     def nats_per_dim(self) -> Tensor:
-        """distortion + rate, [B]: the loss, and an upper bound on the negative log-likelihood."""
+        """distortion + rate, `[B]`: the loss, and an upper bound on the negative log-likelihood."""
         return self.distortion + self.rate
 
 
-class Pass(NamedTuple):
-    """One pass through all layers."""
-
-    latents: list[Latent]
-    """What each layer did, top-down."""
-    mixture: Mixture
-    """p(x|z)"""
-
-
-class VDVAE(nn.Module):
+class VDVAE(LatentVariableModel):
     """A hierarchical VAE with one diagonal-Gaussian latent layer per top-down block.
 
     Images are uint8 `[B, C, H, W]`; the model scales them itself. Randomness comes from `generator`, or from
@@ -49,63 +262,14 @@ class VDVAE(nn.Module):
     but the drawing of pixels. Parameter names are those of the released weights.
     """
 
+    encoder: Encoder
+    decoder: Decoder
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.binning = Binning.of(config.bits, config.binning)
-        self._log_prob: Callable[[Mixture, Tensor], Tensor] = Mixture.log_prob  # compiled by `compile_blocks`
-
-    @property
-    def num_layers(self) -> int:
-        """L, the number of latent layers: the "stochastic depth" of the paper."""
-        return len(self.decoder.specs)
-
-    @property
-    def resolutions(self) -> list[int]:
-        """Of each latent layer, top-down."""
-        return [spec.resolution for spec in self.decoder.specs]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        return (self.config.image_channels, self.config.image_size, self.config.image_size)
-
-    @property
-    def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """(zdim, r, r) of each latent layer, top-down."""
-        return self.decoder.latent_shapes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.decoder.gain.device
-
-    def per_resolution(self, layer_rate: Sequence[float]) -> dict[int, float]:
-        """Sums a number per layer over the layers of each resolution, from the lowest resolution up."""
-        sums = dict.fromkeys(sorted(set(self.resolutions)), 0.0)
-        for resolution, rate in zip(self.resolutions, layer_rate, strict=True):
-            sums[resolution] += rate
-        return sums
-
-    def recompute_from(self, resolution: int) -> None:
-        """Has blocks of this resolution and above keep only their inputs for the backward pass, which runs them again:
-        the same gradients for less memory and about 40 % more arithmetic.
-        """
-        blocks = [*self.encoder.enc_blocks, *self.decoder.dec_blocks]
-        resolutions = [spec.resolution for spec in self.encoder.specs] + self.resolutions
-        for block, its_resolution in zip(blocks, resolutions, strict=True):
-            block.recompute = its_resolution >= resolution
-
-    def compile_blocks(self) -> None:
-        """Compiles the residual blocks, the top-down blocks and the likelihood, each on its own: blocks of one shape
-        share their code, so that compile time does not grow with depth.
-        """
-        torch._dynamo.config.cache_size_limit = 256  # shapes of one function: those of all resolutions
-        for block in [*self.encoder.enc_blocks, *self.decoder.dec_blocks]:
-            block.compile(dynamic=False)
-        self._log_prob = torch.compile(Mixture.log_prob, dynamic=False)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None, layers: int | None = None) -> Terms:
         """The likelihood terms of `images`, with one posterior sample per layer.
@@ -113,254 +277,77 @@ class VDVAE(nn.Module):
         With fewer `layers` than all, only so many from the top come from the posterior, and the others, nearest to
         the image, from the prior, at no rate: the bound L^{>k} of Havtorn et al. 2021, k = num_layers - layers, for
         out-of-distribution detection.
+
+        Raises:
+            ValueError: images or `layers` not as they must be.
         """
-        return self.terms(images, self.top_down(images, self.from_posterior(layers), generator=generator))
+        images = self.check(images)
+        features, ones = self.features(images), [1.0] * self.num_layers
+        return self.terms(images, self.run(len(images), features, self.from_posterior(layers), ones, generator))
+
+    def features(self, images: Tensor) -> dict[int, Tensor]:
+        """What the encoder makes of checked images, by resolution."""
+        return self.encoder(channels_last((images.to(self.dtype) + self.config.input_shift) * self.config.input_scale))
+
+    def run(
+        self,
+        batch: int,
+        features: dict[int, Tensor] | None,
+        sources: Sequence[Source],
+        temperatures: Sequence[float],
+        generator: torch.Generator | None,
+    ) -> Pass:
+        """A pass through all layers and the likelihood; arguments as for `Decoder.forward`."""
+        x, latents = self.decoder(batch, features, sources, temperatures, generator)
+        return Pass(latents, self.decoder.out_net.distribution(self.decoder.out_net(x)))
 
     def terms(self, images: Tensor, run: Pass) -> Terms:
-        """The likelihood terms of `images`, by a pass that has seen them; layers from the prior have no rate."""
-        images = self._checked(images)
-        dims, none = self.config.dims, run.mixture.logits.new_zeros(len(images))
-        rates = [
-            none if latent.posterior is None else latent.kl.sum((1, 2, 3)) if latent.rate is None else latent.rate
-            for latent in run.latents
-        ]
-        layer_rate = torch.stack(rates, 1) / dims  # [B, L]
-        return Terms(-self._log_prob(run.mixture, images) / dims, layer_rate.sum(1), layer_rate)
-
-    def log_weights(
-        self, images: Tensor, samples: int, generator: torch.Generator | None = None, layers: int | None = None
-    ) -> Tensor:
-        """log p(x, z) / q(z|x) of some posterior samples z, in nats, [samples, B].
-
-        The logarithm of their mean is the importance-weighted bound (Burda et al. 2016), which in expectation lies
-        between the ELBO and log p(x). Samples are drawn one after the other: without gradients, memory does not grow
-        with their number.
-
-        Args:
-            images: uint8 `[B, C, H, W]`.
-            samples: how many, at least 1.
-            generator: source of the noise.
-            layers: only so many from the top come from the posterior, as in `forward`.
-
-        Raises:
-            ValueError: arguments not as above.
+        """The likelihood terms (paper Eq. 1) of images on the model's device, by a pass that has seen them; layers from
+        the prior have no rate.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, not {samples}")
-        images, sources = self._checked(images), self.from_posterior(layers)
-        activations = self._activations(images)
-        weights = []
-        for _ in range(samples):
-            run = self._run(len(images), activations, sources, [1.0] * self.num_layers, generator)
-            weight = run.mixture.log_prob(images)  # [B]
-            for latent in run.latents:
-                if latent.posterior is not None:
-                    weight = weight + (latent.log_prior - latent.log_posterior).sum((1, 2, 3))
-            weights.append(weight)
-        return torch.stack(weights)
+        distortion = -run.mixture.log_prob(images) / self.config.dims  # [B]
+        none = torch.zeros_like(distortion)
+        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in run.latents]
+        layer_rate = torch.stack(rates, 1) / self.config.dims  # [B, L]
+        return Terms(distortion, layer_rate.sum(1), layer_rate)
 
-    def encode(
-        self,
-        images: Tensor,
-        layers: int | None = None,
-        mode: Literal["sample", "mean"] = "sample",
-        temperature: Temperature = 1.0,
-        generator: torch.Generator | None = None,
-    ) -> list[Latent]:
-        """The latents of `images`, top-down: z and the parameters of q and p for each of the first `layers` layers.
 
-        Args:
-            images: uint8 `[B, C, H, W]`.
-            layers: how many layers, from the top (see `layers_up_to`); all of them if None.
-            mode: draw z from the posterior, or take its mean (each layer given the means of those above).
-            temperature: on the posteriors; one number per layer means those `layers` layers.
-            generator: source of the noise.
+class ConvUnpool(nn.ConvTranspose2d):
+    """A learned upsampler, in which every pixel becomes factor x factor new ones (paper Figure 5)."""
 
-        Raises:
-            ValueError: images, `layers`, `mode` or `temperature` not as above.
-        """
-        if mode not in ("sample", "mean"):
-            raise ValueError(f"mode must be 'sample' or 'mean', not {mode!r}")
-        layers = arguments.check_layers(layers, self.num_layers)
-        temperatures = arguments.per_layer(0.0 if mode == "mean" else temperature, self.resolutions[:layers])
-        images = self._checked(images)
-        sources = self.from_posterior()[:layers]
-        _, latents = self.decoder.top_down(len(images), self._activations(images), sources, temperatures, generator)
-        return latents
+    def __init__(self, in_channels: int, channels: int, factor: int) -> None:
+        super().__init__(in_channels, channels, factor, stride=factor)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
 
-    def top_down(
-        self,
-        images: Tensor | None,
-        sources: Sequence[Source | Latent | None] = (),
-        temperature: Temperature = 1.0,
-        num_images: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Pass:
-        """A pass in which every layer's z has the origin of one's choice.
 
-        Args:
-            images: uint8 `[B, C, H, W]`, for the posteriors; None if no layer needs one.
-            sources: top-down, `"posterior"`, `"prior"`, or z itself, `[B, zdim, r, r]` (of a `Latent`, its z). Absent
-                and None layers come from the prior.
-            temperature: on the distribution that each layer is drawn from.
-            num_images: B, needed where neither images nor a z tell.
-            generator: source of the noise.
+def draw(
+    source: Source,
+    prior: DiagonalGaussian,
+    posterior: DiagonalGaussian | None,
+    noise: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    """z of a layer, `[B, zdim, r, r]`, from where `source` says."""
+    if isinstance(source, Tensor):
+        return source
+    distribution = posterior if source == "posterior" else prior
+    assert distribution is not None and noise is not None
+    return distribution.sample(noise, temperature)
 
-        Raises:
-            ValueError: arguments not as above.
-        """
-        chosen = arguments.per_layer_sources(sources, self.latent_shapes, self.device)
-        activations = None
-        if images is not None:
-            images = self._checked(images)
-            activations = self._activations(images)
-            if num_images not in (None, len(images)):
-                raise ValueError(f"num_images is {num_images}, but there are {len(images)} images")
-            num_images = len(images)
-        elif any(source == "posterior" for source in chosen if isinstance(source, str)):
-            raise ValueError("a layer is to come from the posterior, which needs images")
-        num_images = arguments.batch_size(chosen, self.latent_shapes, num_images)
-        return self._run(num_images, activations, chosen, self._temperatures(temperature), generator)
 
-    def mixture(
-        self,
-        latents: Sequence[Tensor | Latent | None] = (),
-        temperature: Temperature = 1.0,
-        num_images: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Mixture:
-        """p(x|z) for the given latents; arguments as for `decode`."""
-        return self.top_down(None, latents, temperature, num_images, generator).mixture
+def initial_scale(config: ModelConfig, blocks: int) -> float:
+    """The factor on the initial weights of what N blocks add to a state: 1/sqrt(N) or 1 (paper Section 4, Table 3)."""
+    return blocks**-0.5 if config.residual_scaling else 1.0
 
-    def decode(
-        self,
-        latents: Sequence[Tensor | Latent | None] = (),
-        temperature: Temperature = 1.0,
-        output: Literal["sample", "mean"] = "sample",
-        num_images: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Images from latents.
 
-        Args:
-            latents: z of the layers, top-down, each `[B, zdim, r, r]`; absent or None layers come from the prior.
-            temperature: on the priors of those.
-            output: `sample` draws uint8 pixels from the mixture, `mean` returns its mean, floats on 0..255 that
-                gradients flow through.
-            num_images: B, needed where no latent is given.
-            generator: source of the latents' noise, then of the pixels'.
+def match_channels(x: Tensor, channels: int) -> Tensor:
+    """Drops the last channels of `[B, C, r, r]`, or appends zeros, where two resolutions differ in width."""
+    if x.shape[1] >= channels:
+        return x[:, :channels]
+    return F.pad(x, (0, 0, 0, 0, 0, channels - x.shape[1]))
 
-        Returns:
-            `[B, C, H, W]`.
 
-        Raises:
-            ValueError: latents of a wrong shape or number or not finite, a wrong temperature or output.
-        """
-        if output not in ("sample", "mean"):
-            raise ValueError(f"output must be 'sample' or 'mean', not {output!r}")
-        mixture = self.mixture(latents, temperature, num_images, generator)
-        return mixture.sample(generator) if output == "sample" else mixture.mean()
-
-    def sample(
-        self,
-        num_images: int,
-        temperature: Temperature = 1.0,
-        output: Literal["sample", "mean"] = "sample",
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """New images, every layer from its prior: `decode` without latents."""
-        return self.decode((), temperature, output, num_images, generator)
-
-    def sample_rows(
-        self, num_images: int, temperatures: Sequence[Temperature], generator: torch.Generator | None = None
-    ) -> Tensor:
-        """New images at several temperatures, from the same noise, all in one batch.
-
-        Args:
-            num_images: in each row.
-            temperatures: a row each.
-            generator: source of the latents' noise, then of the pixels'.
-
-        Returns:
-            uint8 `[rows, num_images, C, H, W]`.
-
-        Raises:
-            ValueError: a wrong temperature or number of images, or no row.
-        """
-        rows = [self._temperatures(temperature) for temperature in temperatures]  # [rows][L]
-        if not rows or num_images < 1:
-            raise ValueError(f"num_images and the number of temperatures must be at least 1: {num_images}, {len(rows)}")
-        per_image = torch.tensor(rows, device=self.device).repeat_interleave(num_images, 0)  # [rows * num_images, L]
-        per_layer = [t.view(-1, 1, 1, 1) for t in per_image.unbind(1)]
-        sources: list[Source] = ["prior"] * self.num_layers
-        mixture = self._run(len(per_image), None, sources, per_layer, generator, copies=len(rows)).mixture
-        return mixture.sample(generator, copies=len(rows)).view(len(rows), num_images, *self.image_shape)
-
-    def flatten(self, latents: Sequence[Tensor | Latent]) -> Tensor:
-        """The latents of the first layers as one row per image, `[B, N]`, in fp32: layer by layer from the top, each
-        as channels, rows, columns. The first 31 layers of ImageNet-64 make the 91,168 numbers of the brain-decoding
-        literature.
-
-        Raises:
-            ValueError: latents of a wrong shape or number, or not finite.
-        """
-        given = arguments.per_layer_sources(latents, self.latent_shapes, self.device)[: len(latents)]
-        layers = [z for z in given if isinstance(z, Tensor)]
-        if not layers or len(layers) < len(given):
-            raise ValueError("flatten takes the z of the first layers, from the top, without gaps")
-        arguments.batch_size(layers, self.latent_shapes, None)
-        return torch.cat([z.flatten(1) for z in layers], 1)  # [B, N]
-
-    def unflatten(self, flat: Tensor) -> list[Tensor]:
-        """The inverse of `flatten`: z of as many layers as `[B, N]` holds, each `[B, zdim, r, r]`.
-
-        Raises:
-            ValueError: no number of layers has N numbers.
-        """
-        return arguments.split_flat(flat, self.latent_shapes)
-
-    def layers_up_to(self, resolution: int) -> int:
-        """How many layers from the top work at no more than `resolution` x `resolution`.
-
-        Raises:
-            ValueError: no layer has this resolution.
-        """
-        arguments.check_resolution(resolution, self.resolutions)
-        above = (i for i, r in enumerate(self.resolutions) if r > resolution)
-        return next(above, self.num_layers)
-
-    def from_posterior(self, layers: int | None = None) -> list[Source]:
-        """The sources of a pass whose first `layers` layers come from the posterior (None: all), the others from the
-        prior.
-
-        Raises:
-            ValueError: there are not so many.
-        """
-        layers = arguments.check_layers(layers, self.num_layers)
-        sources: list[Source] = ["posterior"] * layers
-        return sources + ["prior"] * (self.num_layers - layers)
-
-    def _run(
-        self,
-        num_images: int,
-        activations: dict[int, Tensor] | None,
-        sources: Sequence[Source],
-        temperatures: Sequence[float | Tensor],
-        generator: torch.Generator | None,
-        copies: int = 1,
-    ) -> Pass:
-        x, latents = self.decoder.top_down(num_images, activations, sources, temperatures, generator, copies)
-        parameters = self.decoder.mixture_parameters(x)
-        return Pass(latents, Mixture.from_parameters(parameters, self.config.image_channels, self.binning))
-
-    def _activations(self, images: Tensor) -> dict[int, Tensor]:
-        """What the encoder makes of checked images, by resolution."""
-        return self.encoder((images.float() + self.config.input_shift) * self.config.input_scale)
-
-    def _checked(self, images: Tensor) -> Tensor:
-        """Images on the model's device, if they are such as it takes."""
-        arguments.check_images(images, self.config)
-        return images.to(self.device)
-
-    def _temperatures(self, temperature: Temperature) -> list[float]:
-        return arguments.per_layer(temperature, self.resolutions)
+def channels_last(x: Tensor) -> Tensor:
+    """The same `[B, C, r, r]` with the channels of a pixel side by side in memory."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no `memory_format`

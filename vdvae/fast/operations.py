@@ -1,8 +1,5 @@
-"""Work on tensors, recorded in one run and repeated from the record: to a CPU what a CUDA graph is to a GPU.
-
-Much of what a deep and narrow model does is not arithmetic but what surrounds it: Python, autograd's graph, views, the
-allocator. None of that depends on the numbers, so it need not be done again. A record has the operations only, each
-with the tensors that it reads and writes, in memory that was shared out among them beforehand.
+"""The recorder of a CPU: the operations of a run, without the Python, the autograd graph, the views and the allocator
+around them. Each has the tensors that it reads and writes, in memory that was shared out among them beforehand.
 """
 
 from __future__ import annotations
@@ -11,16 +8,17 @@ from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Generic, TypeVar, cast
+from functools import cache, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vdvae.allocator import give_back_freed_memory
+from vdvae.fast.allocator import give_back_freed_memory
 
 aten = torch.ops.aten
 COPIES = {aten.clone.default, aten._to_copy.default}
@@ -29,52 +27,37 @@ ALIGNMENT = 64
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 
 
-Result = TypeVar("Result", bound=Tensor | None)
-
-
-class Replay(Generic[Result]):
-    """A function that, on a CPU, is run once for tensors of certain shapes and then repeated from its record, to the
-    same bits. On other devices it is run every time.
-
-    What is repeated is what the function did with tensors. So whatever else it depends on must stay as it is, grad
-    mode and autocast included; tensors that it reads from elsewhere, such as weights, may change in place, and it may
-    change tensors in place itself. No gradient flows through what it returns.
+def record(
+    run: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
+) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
+    """What `run` returns, and a function of other numbers for `inputs` that does the same again on a CPU.
 
     Args:
-        function: takes tensors and numbers, and a generator as the source of all its noise; returns one tensor or None.
+        run: the work; returns tensors, in any nesting.
+        inputs: the tensors that it is given, whose numbers change.
+        changed: the other tensors that it changes.
+        generator: not needed here, because an operation that draws numbers knows it.
 
     Raises:
-        ValueError: in the first call, the function looks at a number in a tensor, which can be another the next time.
+        ValueError: it did what no record can repeat.
     """
+    seen = _Record(inputs, changed)
+    with seen:
+        returned = tree_map_only(Tensor, torch.detach, run())
+    seen.returned = tree_map_only(Tensor, seen.view, returned)
+    return tree_map_only(Tensor, torch.clone, returned), _Planned(seen)
 
-    def __init__(self, function: Callable[..., Result]) -> None:
-        self.function = function
-        self.generator = torch.Generator()
-        self._known: dict[tuple[object, ...], _Record | _Program] = {}
 
-    def __call__(self, *arguments: Any) -> Result:
-        """function(*arguments): tensors of the same dtypes every time, numbers, and last the generator."""
-        inputs, generator = arguments[:-1], arguments[-1]
-        kind = tuple(value.shape if isinstance(value, Tensor) else value for value in inputs)
-        known = self._known.get(kind)
-        if generator.device.type != "cpu" or (isinstance(known, _Record) and not known.is_on_cpu):
-            return self.function(*arguments)
-        self.generator.set_state(generator.get_state())
-        if known is None:
-            own = tree_map_only(Tensor, torch.clone, inputs)
-            record = _Record(_tensors(own))
-            with record:
-                result: Tensor | None = self.function(*own, self.generator)
-            if result is not None:
-                result = result.detach()
-                record.result = record.view(result)
-            self._known[kind] = record
-        else:
-            if isinstance(known, _Record):  # planned only now, because some shapes come once
-                known = self._known[kind] = _Program(known)
-            result = known(_tensors(inputs))
-        generator.set_state(self.generator.get_state())
-        return cast("Result", result)
+class _Planned:
+    """A record that is given memory when it is repeated for the first time, because some kinds of inputs come once."""
+
+    def __init__(self, seen: _Record) -> None:
+        self._made: _Record | _Program = seen
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        if isinstance(self._made, _Record):
+            self._made = _Program(self._made)
+        return self._made(tensors)
 
 
 @dataclass(frozen=True)
@@ -126,7 +109,7 @@ class _Operation:
 class _Record(TorchDispatchMode):
     """The operations of this thread from entering to leaving, in order."""
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> None:
         super().__init__()
         self.inputs = inputs
         """What the function was given, and is given anew every time."""
@@ -135,14 +118,16 @@ class _Record(TorchDispatchMode):
         """of each memory"""
         self.outside: dict[int, Tensor] = {}
         """A tensor on each memory that an operation found but none made; kept, so that it is not given away."""
-        self.result: _View | None = None
-        self.is_on_cpu = True
-        """Whether all of it is."""
+        self.returned: Any = None
+        """What the function returned, with a `_View` in the place of every tensor."""
         self._memories: dict[int, int] = {}
+        self._kept: list[StorageWeakRef] = []  # so that no address is given to another
+        self._may_change = {_address(tensor) for tensor in (*inputs, *changed)}  # the former are looked at later
 
     def view(self, tensor: Tensor) -> _View:
         """Of a tensor that the function knows."""
-        self.is_on_cpu &= tensor.device.type == "cpu"
+        if tensor.device.type != "cpu":
+            raise ValueError(f"a function that works on {tensor.device.type} cannot be recorded on a CPU")
         address = _address(tensor)
         if address not in self._memories:
             self.outside[len(self.bytes)] = tensor
@@ -151,16 +136,22 @@ class _Record(TorchDispatchMode):
         return _View(self._memories[address], tensor.dtype, int(tensor.storage_offset()), size, stride)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is aten._local_scalar_dense.default:
-            raise ValueError("a function that looks at a number cannot be replayed: the next one can be another")
         kwargs = kwargs or {}
+        if function is aten.lift_fresh.default:  # a constant made by Python, which the function may change
+            function = aten.clone.default
         args_views, kwargs_views = tree_map_only(Tensor, self.view, (args, kwargs))
         given = {_address(tensor) for tensor in _tensors((args, kwargs))}
+        for tensor in _written(function, args, kwargs):
+            if self._memories[_address(tensor)] in self.outside and _address(tensor) not in self._may_change:
+                raise ValueError(
+                    "a recorded function changes a tensor from elsewhere that it was not told of: "
+                    f"{function.name()} on {list(tensor.shape)}"
+                )
         returned = function(*args, **kwargs)
         results: list[_View | None] = []
         for tensor in _tensors(returned):
             is_new = _address(tensor) not in given
-            if is_new:  # even at an address that is known: what was there is gone
+            if is_new:
                 self._begin_memory(tensor)
             results.append(self.view(tensor) if is_new else None)
         if function._schema.is_mutable or any(results):
@@ -169,6 +160,7 @@ class _Record(TorchDispatchMode):
 
     def _begin_memory(self, tensor: Tensor) -> None:
         self._memories[_address(tensor)] = len(self.bytes)
+        self._kept.append(StorageWeakRef(tensor.untyped_storage()))
         self.bytes.append(tensor.untyped_storage().nbytes())
 
 
@@ -218,13 +210,14 @@ class _Program:
 
     def __init__(self, record: _Record) -> None:
         self.inputs = record.inputs
-        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        self._calls: list[Callable[[], Any]] = []
         self._tensors: dict[_View, Tensor] = {}
         self._onlookers: dict[int, list[tuple[Tensor, _View]]] = {}  # tensors on the memory of results
 
         last_uses = {view.memory: i for i, operation in enumerate(record.operations) for view in operation.views()}
-        if record.result is not None:
-            last_uses.pop(record.result.memory, None)
+        for view in tree_leaves(record.returned):
+            if isinstance(view, _View):
+                last_uses.pop(view.memory, None)
         ending = defaultdict(list)
         for memory, i in last_uses.items():
             if memory not in record.outside:
@@ -244,16 +237,16 @@ class _Program:
 
         for i, operation in enumerate(record.operations):
             self._add(operation)
-            self._calls += [(_free, (self._onlookers[m],), {}) for m in ending[i] if m in self._onlookers]
-        self._result = None if record.result is None else self._tensor(record.result)
+            self._calls += [partial(_free, self._onlookers[m]) for m in ending[i] if m in self._onlookers]
+        self._returned = tree_map_only(_View, self._tensor, record.returned)
 
-    @torch.no_grad()
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensor | None:
-        for place, tensor in zip(self.inputs, tensors, strict=True):
-            place.copy_(tensor)
-        for function, args, kwargs in self._calls:
-            function(*args, **kwargs)
-        return None if self._result is None else self._result.clone()
+    def __call__(self, tensors: Sequence[Tensor]) -> Any:
+        with torch.inference_mode():
+            for place, tensor in zip(self.inputs, tensors, strict=True):
+                place.copy_(tensor)
+            for call in self._calls:
+                call()
+        return tree_map_only(Tensor, torch.clone, self._returned)
 
     def _add(self, operation: _Operation) -> None:
         function, new = operation.function, operation.new
@@ -261,13 +254,14 @@ class _Program:
             self._onlookers |= {view.memory: [] for view in new}
         args, kwargs = tree_map_only(_View, self._tensor, (operation.args, operation.kwargs))
         if function in COPIES:
-            self._calls.append((aten.copy_.default, (self._tensor(new[0]), args[0]), {}))
+            self._calls.append(partial(aten.copy_.default._op, self._tensor(new[0]), args[0]))
         elif form := operation.writing_form:
             places = dict(zip(form[1], map(self._tensor, new), strict=True))
-            self._calls.append((form[0], args, kwargs | places))
+            self._calls.append(partial(form[0]._op, *args, **kwargs, **places))
         elif function not in EMPTY:
             onlookers = [None if view is None else self._onlookers[view.memory] for view in operation.results]
-            self._calls.append((_showing(function, onlookers) if new else function, args, kwargs))
+            call = _showing(function._op, onlookers) if new else function._op
+            self._calls.append(partial(call, *args, **kwargs))
 
     def _tensor(self, view: _View) -> Tensor:
         if view not in self._tensors:
@@ -277,6 +271,15 @@ class _Program:
             else:
                 self._onlookers[view.memory].append((tensor, view))
         return self._tensors[view]
+
+
+def _written(function: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among its arguments that an operation writes to."""
+    if not function._schema.is_mutable:
+        return []
+    places = {argument.name for argument in function._schema.arguments if argument.is_write}
+    named = dict(zip((argument.name for argument in function._schema.arguments), args, strict=False)) | kwargs
+    return _tensors([value for name, value in named.items() if name in places])
 
 
 def _rounded(size: int) -> int:
