@@ -1,11 +1,11 @@
 """Measures how fast this machine is at something, and what memory it takes, for one preset; or two ways against
 each other, in turn.
 
-python scripts/benchmark.py train --hps cifar10 --compare baseline --json results/train-cifar10.json
+python scripts/benchmark.py train --hps cifar10 --compare train.fast=false --json results/train-cifar10.json
 python scripts/benchmark.py train --hps cifar10 --compare train.precision=bf16,train.compile=true
-python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 --batch 8 --compare baseline
-python scripts/benchmark.py evaluate --hps cifar10 --baseline
-python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare baseline
+python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 --batch 8 --compare train.fast=false
+python scripts/benchmark.py evaluate --hps cifar10 train.fast=false     the plain model alone
+python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare train.fast=false
 python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without having the set
 """
 
@@ -70,9 +70,10 @@ def command_line() -> CommandLine:
             one.add_argument("--seconds", type=int, default=5, help="how long the loader is measured")
             continue
         one.add_argument("--batch", type=int, metavar="N", help="images of a step; default: the preset's micro-batch")
-        one.add_argument("--baseline", action="store_true", help="measure the released code's way of working instead")
         one.add_argument(
-            "--compare", metavar="WHAT", help="`baseline`, or more overrides, separated by commas: measured in turn"
+            "--compare",
+            metavar="OVERRIDES",
+            help="more overrides, separated by commas: measured in turn; train.fast=false is the plain model",
         )
         if kind in REPEATS:
             one.add_argument("--repeats", type=int, default=REPEATS[kind], metavar="N", help="timed steps of a round")
@@ -82,7 +83,7 @@ def command_line() -> CommandLine:
             one.add_argument(
                 "--temperatures", type=float, nargs="+", metavar="T", help="draw grids with a row of samples for each"
             )
-            one.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the library")
+            one.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how convolutions multiply")
     return parser
 
 
@@ -121,16 +122,11 @@ def memory(args: argparse.Namespace) -> None:
 
 def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device]:
     """What is measured, and where; raises `ValueError` for what cannot be."""
-    if args.baseline and args.compare is not None:
-        raise UserError("--baseline measures the baseline alone, and --compare the library against something; give one")
     trains = args.kind in ("train", "memory")
-    config = load_config(args.hps, args.overrides)
-    settings = [Setting.of(config, args.batch, args.baseline, trains)]
-    if args.compare == "baseline":
-        settings.append(Setting.of(config, args.batch, True, trains))
-    elif args.compare is not None:
+    settings = [Setting.of(load_config(args.hps, args.overrides), args.batch, trains)]
+    if args.compare is not None:
         others = re.split(r",(?=\w+\.)", args.compare)  # a list of blocks has commas too
-        settings.append(Setting.of(load_config(args.hps, args.overrides + others), args.batch, False, trains))
+        settings.append(Setting.of(load_config(args.hps, args.overrides + others), args.batch, trains))
         if settings[0] == settings[1]:
             raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     device = distributed.pick_device(args.device)
@@ -146,8 +142,7 @@ def tell(
     key: str,
 ) -> None:
     """Prints a column for each setting and how the first compares by the figure `key`, and writes all figures."""
-    other = "the baseline" if args.compare == "baseline" else f"the library with {args.compare}"
-    names = ["the baseline" if args.baseline else "the library", *[other] * (len(figures) - 1)]
+    names = ["the library", f"the library with {args.compare}"][: len(figures)]
     print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {distributed.describe(device)}")
     for letter, name, one in zip("AB", names, figures, strict=False):
         print(f"{letter}: {name}, batch {one.batch}")
@@ -158,9 +153,9 @@ def tell(
         compared = asdict(figures[1])
         ratio = told[key] / compared[key]
         told |= {"compared": compared, "ratio": ratio}
-        print(f"A has {ratio:.3g} times the {LABELS[key]} of B, {other}")
+        print(f"A has {ratio:.3g} times the {LABELS[key]} of B, {names[1]}")
     if args.json:
-        about = {k: v for k, v in vars(args).items() if k not in ("json", "device", "baseline", "compare")}
+        about = {k: v for k, v in vars(args).items() if k not in ("json", "device", "compare")}
         about |= {"setting": " against ".join(names), "threads": torch.get_num_threads()}
         if device.type == "cuda":
             about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}

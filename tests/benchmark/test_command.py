@@ -12,20 +12,21 @@ from tests.conftest import ROOT, TINY, Command
 
 SPEED = {"images_per_second", "milliseconds_per_step", "milliseconds_quartiles", "first_step_seconds"}
 ABOUT = {"hps", "overrides", "setting", "batch", "hardware", "torch", "threads"}
+PLAIN = "the library against the library with train.fast=false"
 SHORT = ["--repeats", 2, "--warmup", 0]
 
 
 @pytest.mark.parametrize(
     ("arguments", "setting"),
     [
-        (["train", "--batch", 2, "--compare", "baseline", "--rounds", 2, *SHORT], "the library against the baseline"),
-        (["train", "--baseline", "--batch", 2, *SHORT], "the baseline"),
+        (["train", "--batch", 2, "--compare", "train.fast=false", "--rounds", 2, *SHORT], PLAIN),
+        (["train", "--batch", 2, *SHORT], "the library"),
         (
             ["sample", "--compare", "model.width=16,model.dec_blocks=1x1,7m1,28m7,28x1", "--rounds", 1, *SHORT],
             "the library against the library with model.width=16,model.dec_blocks=1x1,7m1,28m7,28x1",
         ),
-        (["sample", "--compare", "baseline", *SHORT, "--temperatures", 1, 0.5], "the library against the baseline"),
-        (["evaluate", "--compare", "baseline", *SHORT], "the library against the baseline"),
+        (["sample", "--compare", "train.fast=false", *SHORT, "--temperatures", 1, 0.5], PLAIN),
+        (["evaluate", "--compare", "train.fast=false", *SHORT], PLAIN),
     ],
 )
 def test_speed(arguments: list[object], setting: str, command: Command, tmp_path: Path) -> None:
@@ -36,8 +37,7 @@ def test_speed(arguments: list[object], setting: str, command: Command, tmp_path
     assert told.keys() >= SPEED | ABOUT
     assert (told["kind"], told["setting"], told["overrides"]) == (arguments[0], setting, ["train.lr=1e-4"])
     assert told["batch"] == (2 if "--batch" in arguments else 8)
-    assert (told["flops"] is not None) == (arguments[0] == "train")
-    assert (told["phases"] is not None) == (arguments[0] == "train" and "--baseline" not in arguments)
+    assert (told["flops"] is not None) == (told["phases"] is not None) == (arguments[0] == "train")
     assert "images per second" in result.stdout
     if " against " in setting:
         compared = told["compared"]
@@ -81,12 +81,12 @@ def test_data(command: Command, tmp_path: Path) -> None:
         (["sample", "--hps", TINY, "--warmup", "-1"], "--warmup must not be negative, not -1"),
         (["memory", "--hps", TINY, "--batch", 0], "--batch must be at least 1, not 0"),
         (["memory", "--hps", TINY, "--batch", 10**7], "train.batch_size must be at most"),
-        (["train", "--hps", TINY, "--baseline", "--compare", "baseline"], "give one"),
         (["sample", "--hps", TINY, "--temperatures", 1, "nan"], "--temperatures must be finite"),
         (["train", "--hps", TINY, "train.rate=1"], "unknown key train.rate"),
         (["train", "--hps", TINY, "--compare", "train.precision=bf61"], "train.precision must be one of"),
-        (["train", "--hps", TINY, "--compare", "basline"], "'basline' is not of the form section.key=value"),
+        (["train", "--hps", TINY, "--compare", "baseline"], "'baseline' is not of the form section.key=value"),
         (["evaluate", "--hps", TINY, "--compare", "train.precision=bf16"], "changes nothing that evaluate measures"),
+        (["sample", "--hps", TINY, "--compare", "train.fast=true"], "changes nothing that sample measures"),
         (["train", "--hps", TINY, "--device", "tpu"], "there is no device 'tpu' here"),
         (["speed", "--hps", TINY], "invalid choice: 'speed'"),
         (["train"], "the following arguments are required: --hps"),

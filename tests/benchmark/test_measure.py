@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -65,11 +66,15 @@ def test_figures_follow_from_the_seconds(tiny: Config) -> None:
     assert (speed.flops, speed.phases, speed.peak_memory_mb) == (None, None, None)
 
 
-@pytest.mark.parametrize("is_baseline", [False, True])
-def test_a_training_step_is_an_update(is_baseline: bool, tiny: Config) -> None:
-    """The baseline skips none, or it would have less to do; both begin with the same weights."""
-    strict = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, skip_threshold=1e-9))
-    setting = Setting.of(strict if is_baseline else tiny, is_baseline=is_baseline)
+def with_train(config: Config, **values: Any) -> Config:
+    """With other values in the `train` section."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_a_training_step_is_an_update(is_fast: bool, tiny: Config) -> None:
+    """None is skipped, or it would have less to do; fast and plain ones begin with the same weights."""
+    setting = Setting.of(with_train(tiny, fast=is_fast, skip_threshold=1e-9))
     model = setting.model(CPU)
     start = [parameter.detach().clone() for parameter in model.parameters()]
     for old, new in zip(start, Setting.of(tiny).model(CPU).parameters(), strict=True):
@@ -77,39 +82,36 @@ def test_a_training_step_is_an_update(is_baseline: bool, tiny: Config) -> None:
     training = Training(setting, model)
     training(0)
     assert any(not torch.equal(old, new) for old, new in zip(start, model.parameters(), strict=True))
-    assert (training.phases(range(1, 3)) is None) == is_baseline
 
 
-def test_phases_are_those_of_updates(tiny: Config) -> None:
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_phases_are_those_of_updates(is_fast: bool, tiny: Config) -> None:
     """Made in phases, an update leaves the weights that it leaves otherwise."""
-    setting = Setting.of(dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, warmup_steps=0)))
+    setting = Setting.of(with_train(tiny, fast=is_fast, warmup_steps=0))
     whole, parted = (Training(setting, setting.model(CPU)) for _ in range(2))
     whole(0)
-    phases = parted.phases(range(1))
-    assert phases is not None
-    assert all(milliseconds > 0 for milliseconds in dataclasses.asdict(phases).values())
+    assert all(milliseconds > 0 for milliseconds in dataclasses.asdict(parted.phases(range(1))).values())
     for a, b in zip(whole.update.model.parameters(), parted.update.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_settings_have_the_images_and_the_precision_in_force(tiny: Config) -> None:
-    config = dataclasses.replace(tiny, train=dataclasses.replace(tiny.train, micro_batch=4, precision="bf16"))
+    config = with_train(tiny, micro_batch=4, precision="bf16")
     assert Setting.of(config).config.train.batch_size == 4
     assert Setting.of(config).config.train.precision == "bf16"
     assert Setting.of(config, 5).pixels().shape == (5, 28, 28, 1)
-    for eager in (Setting.of(config, 5, is_baseline=True), Setting.of(config, 5, trains=False)):
-        assert (eager.config.train.batch_size, eager.config.train.micro_batch) == (5, None)
-        assert eager.config.train.precision == "fp32"
+    still = Setting.of(config, 5, trains=False).config.train
+    assert (still.batch_size, still.micro_batch, still.precision) == (5, None, "fp32")
 
 
-def test_library_and_baseline_do_the_same_work(tiny: Config) -> None:
+def test_fast_and_plain_do_the_same_work(tiny: Config) -> None:
     """The same NLL of the same images; as many samples."""
-    library, plain = (Setting.of(tiny, is_baseline=is_baseline, trains=False) for is_baseline in (False, True))
-    a, b = (evaluation(setting, setting.model(CPU))(0) for setting in (library, plain))
+    settings = [Setting.of(with_train(tiny, fast=is_fast), trains=False) for is_fast in (True, False)]
+    a, b = (evaluation(setting, setting.model(CPU))(0) for setting in settings)
     torch.testing.assert_close(a, b)
     for temperatures in (None, [1.0, 0.5]):
-        pictures = [sampling(setting, setting.model(CPU), temperatures)(0) for setting in (library, plain)]
-        shapes = {tuple(picture.shape) for picture in pictures if hasattr(picture, "shape")}
+        pictures: list[Any] = [sampling(setting, setting.model(CPU), temperatures)(0) for setting in settings]
+        shapes = {tuple(picture.shape) for picture in pictures}
         assert shapes == ({(8, 1, 28, 28)} if temperatures is None else {(2 * 58 + 2, 8 * 58 + 2, 1)})
 
 

@@ -26,7 +26,7 @@ class StepMemory:
     peak_mb: float
     """Above what there was before the model was built: all that training takes."""
     step_mb: float
-    """Above what there was when model, average and optimiser were built: gradients, Adam's moments, activations."""
+    """Above what there was when model, EMA, gradient and optimiser were built: Adam's moments, activations."""
 
 
 def memory_of_step(setting: Setting, device: torch.device) -> StepMemory:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vdvae.allocator import keep_freed_memory
+from vdvae import fast
 from vdvae.benchmark.flops import flops_per_image, matmul_rate
 from vdvae.benchmark.memory import peak_mb, reset_peak
 from vdvae.benchmark.work import Phases, Prepare, Setting, Training, now
-from vdvae.precision import set_matmul_precision
 
 STEPS_AHEAD = 5
 """On CUDA the device is waited for after so many steps, so that the host can run ahead as it does in a run."""
@@ -51,7 +50,7 @@ class Speed:
     flops: Flops | None = None
     """Of training."""
     phases: Phases | None = None
-    """Of the library's training."""
+    """Of training."""
 
 
 class Measured:
@@ -70,7 +69,6 @@ class Measured:
         self.images_per_step = rows * setting.config.train.batch_size
         self.peak = 0.0
         model = setting.model(device)
-        set_matmul_precision(setting.config.train.precision)
         start = now(device)
         self.work = prepare(setting, model)
         self.work(0)
@@ -118,7 +116,8 @@ class Measured:
 class Apart:
     """A `Measured` in a process of its own, so that neither the memory nor the settings of one reach the other.
 
-    Only the library's has the C library keep memory, as train.py does. Arguments as for `Measured`, and to be pickled.
+    Where the setting is fast, the C library keeps freed memory, as in train.py. Arguments as for `Measured`, and to be
+    pickled.
     """
 
     def __init__(self, setting: Setting, prepare: Prepare, device: torch.device, rows: int = 1) -> None:
@@ -140,8 +139,8 @@ _measured: list[Measured] = []
 
 
 def _begin(setting: Setting, prepare: Prepare, device: torch.device, rows: int) -> None:
-    if not setting.is_baseline:
-        keep_freed_memory()
+    if setting.config.train.fast:
+        fast.keep_freed_memory()
     _measured.append(Measured(setting, prepare, device, rows))
 
 

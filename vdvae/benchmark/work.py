@@ -1,4 +1,4 @@
-"""What is measured: updates, samples and likelihoods on random images, in the library's way or the baseline's."""
+"""What is measured: updates, samples and likelihoods on random images, fast or, with `train.fast=false`, plain."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 
-from vdvae import baseline
-from vdvae.baseline import BaselineUpdate
+from vdvae import fast
 from vdvae.config import Config
 from vdvae.data.loader import to_device
 from vdvae.data.storage import Images
 from vdvae.distributed import World
-from vdvae.evaluation.images import grid, sample_grid
+from vdvae.evaluation.images import sample_grid
 from vdvae.model.vdvae import VDVAE
 from vdvae.noise import Purpose, generator
-from vdvae.precision import autocast
-from vdvae.replay import Replay
+from vdvae.precision import autocast, set_matmul_precision
 from vdvae.training.update import Update
 
 
@@ -31,27 +28,25 @@ class Setting:
 
     config: Config
     """Its `train.batch_size` is the images of one step, without micro-batches."""
-    is_baseline: bool = False
-    """Whether `vdvae.baseline` does the work."""
 
     @classmethod
-    def of(cls, config: Config, batch: int | None = None, is_baseline: bool = False, trains: bool = True) -> Setting:
-        """A preset with what is then in force.
+    def of(cls, config: Config, batch: int | None = None, trains: bool = True) -> Setting:
+        """A preset with what is then in force. No update is skipped, or it would have less to do.
 
         Args:
             config: of the preset and overrides.
             batch: images of one step; the preset's micro-batch if None, or its whole batch where it has none.
-            is_baseline: which is eager and in fp32, and here skips no update, or it would have less to do.
-            trains: if not, the work is eager and in fp32 too, as in evaluate.py and sample.py.
+            trains: if not, the work is in fp32 and not compiled, as in evaluate.py and sample.py.
 
         Raises:
             ValueError: no such batch can be.
         """
         train = config.train
-        train = replace(train, batch_size=batch or train.micro_batch or train.batch_size, micro_batch=None)
-        if is_baseline or not trains:
-            train = replace(train, precision="fp32", compile=False, skip_threshold=math.inf)
-        return cls(replace(config, train=train), is_baseline)
+        batch = batch or train.micro_batch or train.batch_size
+        train = replace(train, batch_size=batch, micro_batch=None, skip_threshold=math.inf)
+        if not trains:
+            train = replace(train, precision="fp32", compile=False)
+        return cls(replace(config, train=train))
 
     def pixels(self) -> Images:
         """Random images, [B, H, W, C], the same for every setting of one shape."""
@@ -64,10 +59,7 @@ class Setting:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         torch.manual_seed(self.config.train.seed)
-        model = VDVAE(self.config.model).to(device)
-        if self.is_baseline:
-            baseline.put_channels_first(model)
-        return model
+        return VDVAE(self.config.model).to(device)
 
 
 Work = Callable[[int], object]
@@ -78,23 +70,21 @@ Prepare = Callable[[Setting, VDVAE], Work]
 
 @dataclass(frozen=True)
 class Phases:
-    """Of a training step with `train.replay=false`, the device waited for after each: medians in milliseconds."""
+    """The parts of a training step without a record, the device waited for after each: medians in milliseconds."""
 
     data: float
     """Copying the images to the device."""
     forward: float
     backward: float
     update: float
-    """Clipping, the optimiser and the average."""
+    """Clipping, the optimiser and the EMA."""
 
 
 class Training:
     """Updates as train.py makes them, with one micro-batch each, on images that are on the device."""
 
     def __init__(self, setting: Setting, model: VDVAE) -> None:
-        world = World(0, 1, model.device)
-        kind = BaselineUpdate if setting.is_baseline else Update
-        self.update: Update | BaselineUpdate = kind(model, setting.config.train, world)
+        self.update = Update(model, setting.config.train, World(0, 1, model.device))
         self.pixels = setting.pixels()
         self.images = to_device(self.pixels, model.device)
 
@@ -102,16 +92,14 @@ class Training:
         """Update number `step`."""
         self.update(self.images, step)
 
-    def phases(self, steps: range) -> Phases | None:
-        """Of the updates with these numbers; None for the baseline."""
+    def phases(self, steps: range) -> Phases:
+        """Makes the updates with these numbers in parts."""
         update = self.update
-        if isinstance(update, BaselineUpdate):
-            return None
         device, config = update.world.device, update.config
         seconds = []
         for step in steps:
             noise = generator(device, config.seed, Purpose.TRAINING, 0, step)
-            update.optimizer.gradient.zero_()
+            update.gradient.zero_()
             times = [now(device)]
             images = to_device(self.pixels, device)
             times.append(now(device))
@@ -119,7 +107,7 @@ class Training:
                 terms = update.model(images, noise)
             loss = terms.nats_per_dim.mean()
             times.append(now(device))
-            loss.backward(update.loss_scale)
+            loss.backward(update.loss_scale.value)
             times.append(now(device))
             update._apply(step)
             times.append(now(device))
@@ -128,19 +116,18 @@ class Training:
 
 
 def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = None, precision: str = "fp32") -> Work:
-    """Batches of samples at temperature 1, or grids with a batch in each row where there are temperatures. The
-    baseline's are in fp32.
-    """
+    """Batches of samples at temperature 1, or grids with a batch in each row where there are temperatures."""
     batch = setting.config.train.batch_size
-    replay = Replay(lambda noise: model.sample(batch, generator=noise))
+    set_matmul_precision(precision)
+    if setting.config.train.fast:
+        fast.prepare(model)
+    draw = fast.recorded(lambda noise: model.sample(batch, generator=noise), model)
 
     def sample(step: int) -> object:
-        noise = partial(generator, model.device, 0, Purpose.PICTURES)
-        if setting.is_baseline:
-            rows = [baseline.sample(model, batch, temperature, noise()) for temperature in temperatures or [1.0]]
-            return grid(rows) if temperatures else rows
         with autocast(model.device, precision):
-            return sample_grid(model, temperatures, batch) if temperatures else replay(noise())
+            if temperatures:
+                return sample_grid(model, temperatures, batch)
+            return draw(generator(model.device, 0, Purpose.PICTURES))
 
     return torch.no_grad()(sample)
 
@@ -148,11 +135,13 @@ def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = 
 def evaluation(setting: Setting, model: VDVAE) -> Work:
     """The negative ELBO of one batch."""
     images = to_device(setting.pixels(), model.device)
-    replay = Replay(lambda images, noise: model(images, noise).nats_per_dim)
+    set_matmul_precision("fp32")
+    if setting.config.train.fast:
+        fast.prepare(model)
+    measure = fast.recorded(lambda images, noise: model(images, noise).nats_per_dim, model)
 
     def evaluate(step: int) -> object:
-        noise = generator(model.device, 0, Purpose.EVALUATION, step)
-        return baseline.terms(model, images, noise).nats_per_dim if setting.is_baseline else replay(images, noise)
+        return measure(images, generator(model.device, 0, Purpose.EVALUATION, step))
 
     return torch.no_grad()(evaluate)
 
