@@ -41,7 +41,7 @@ def test_reconstructions_start_with_the_originals(tiny: Config) -> None:
 
 def test_interpolation_ends_where_the_images_are(tiny: Config) -> None:
     """The ends are the decoded posterior means, and the frames between differ."""
-    model = random_model(tiny.model, std=0.2)
+    model = random_model(tiny.model, std=0.4)
     images = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8)
     frames = interpolation(model, images, 5, layers=2, temperature=0.0)
     assert frames.shape == (5, 1, 28, 28)

@@ -26,7 +26,7 @@ LOW_TEMPERATURE = 0.1
 @torch.no_grad()
 def sample_grid(model: VDVAE, temperatures: Sequence[Temperature], columns: int, seed: int = 0) -> NDArray[np.uint8]:
     """A row of samples for each temperature, from the same noise in every row, uint8 [H, W, C]."""
-    return grid(list(model.sample_rows(columns, temperatures, _noise(model, seed))))
+    return grid([model.sample(columns, temperature, generator=_noise(model, seed)) for temperature in temperatures])
 
 
 @torch.no_grad()

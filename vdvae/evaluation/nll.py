@@ -9,11 +9,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vdvae import fast
 from vdvae.data.splits import Split
+from vdvae.data.storage import Rows
 from vdvae.distributed import World
 from vdvae.evaluation.batches import measured
-from vdvae.model.likelihood import Binning
+from vdvae.evaluation.units import ActiveUnits
+from vdvae.model.likelihood import Binning, Mixture
 from vdvae.model.vdvae import VDVAE
+
+UNIT_IMAGES = 1024
+"""Images on which active units are counted, rounded up to whole batches."""
 
 
 class NLL(NamedTuple):
@@ -32,6 +38,8 @@ class NLL(NamedTuple):
     """of bits_per_dim, over images"""
     bits_per_dim_by_binning: dict[str, float]
     """With 5 bits under both arithmetics, see `likelihood.Binning`; else under the model's own alone"""
+    active_units_per_resolution: dict[int, int] | None = None
+    """Latent variables in use, lowest resolution first, see `ActiveUnits`; None where they were not counted"""
 
 
 class ImportanceWeighted(NamedTuple):
@@ -44,6 +52,7 @@ class ImportanceWeighted(NamedTuple):
     """posterior samples per image"""
 
 
+@torch.no_grad()
 def evaluate(
     model: VDVAE,
     split: Split,
@@ -52,6 +61,7 @@ def evaluate(
     seed: int = 0,
     show_progress: bool = False,
     layers: int | None = None,
+    count_units: bool = False,
 ) -> NLL:
     """Measures `model` on all images of a split.
 
@@ -66,29 +76,34 @@ def evaluate(
         seed: of the noise.
         show_progress: whether the main process shows a bar on a terminal.
         layers: only so many from the top come from the posterior, the others from the prior: see `VDVAE.forward`.
+        count_units: whether active units are counted too, on the batches that begin among the first `UNIT_IMAGES`.
     """
     binnings = {name: Binning.of(model.config.bits, name) for name in _binnings(model)}
+    units = ActiveUnits(model)
 
-    def measure(images: Tensor, noise: torch.Generator) -> Tensor:
+    def look(images: Tensor, counts: bool, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Nats per dimension of each image, `[B, binnings + L]`, and of each latent variable if it counts."""
         run = model.top_down(images, model.from_posterior(layers), generator=noise)
         terms = model.terms(images, run)
         distortions = [
             terms.distortion
-            if name == model.config.binning
+            if name == model.config.binning or not isinstance(run.mixture, Mixture)
             else -run.mixture._replace(binning=binning).log_prob(images) / model.config.dims
             for name, binning in binnings.items()
         ]
-        return torch.cat([torch.stack(distortions, 1), terms.layer_rate], 1)
+        per_image = torch.cat([torch.stack(distortions, 1), terms.layer_rate], 1)
+        return per_image, units.nats_of(run.latents) if counts else None
 
-    per_image = _over_images(
-        split,
-        batch_size,
-        world,
-        seed,
-        len(binnings) + model.num_layers,
-        measure,
-        "evaluating" if show_progress else None,
-    )
+    looked = fast.recorded(look, model)
+
+    def measure(rows: Rows, images: Tensor, noise: torch.Generator) -> Tensor:
+        per_image, nats = looked(images, count_units and bool(rows[0] < UNIT_IMAGES), noise)
+        if nats is not None:
+            units.add(nats, len(images))
+        return per_image
+
+    title = "evaluating" if show_progress else None
+    per_image = _over_images(split, batch_size, world, seed, len(binnings) + model.num_layers, measure, title)
     own = list(binnings).index(model.config.binning)
     rates = per_image[:, len(binnings) :]
     means = per_image.mean(0).tolist()
@@ -103,9 +118,11 @@ def evaluate(
         num_images=len(split),
         standard_error=_standard_error(bits_per_dim),
         bits_per_dim_by_binning={name: means[i] + rate for i, name in enumerate(binnings)},
+        active_units_per_resolution=units.per_resolution(world) if count_units else None,
     )
 
 
+@torch.no_grad()
 def evaluate_importance_weighted(
     model: VDVAE,
     split: Split,
@@ -121,9 +138,10 @@ def evaluate_importance_weighted(
     An image's samples are drawn one after the other, so memory is that of `evaluate` however many they are, and its
     first is the one that `evaluate` draws. Other arguments and determinism as there.
     """
+    weigh = fast.recorded(lambda images, noise: model.log_weights(images, samples, noise, layers), model)
 
-    def measure(images: Tensor, noise: torch.Generator) -> Tensor:
-        log_weights = model.log_weights(images, samples, noise, layers).cpu().double()  # [samples, B]
+    def measure(rows: Rows, images: Tensor, noise: torch.Generator) -> Tensor:
+        log_weights = weigh(images, noise).cpu().double()  # [samples, B]
         return (math.log(samples) - log_weights.logsumexp(0))[:, None] / model.config.dims
 
     bar = f"{samples} samples per image" if show_progress else None
@@ -136,21 +154,20 @@ def _binnings(model: VDVAE) -> tuple[str, ...]:
     return ("exact", "released") if model.config.bits == 5 else (model.config.binning,)
 
 
-@torch.no_grad()
 def _over_images(
     split: Split,
     batch_size: int,
     world: World,
     seed: int,
     columns: int,
-    measure: Callable[[Tensor, torch.Generator], Tensor],
+    measure: Callable[[Rows, Tensor, torch.Generator], Tensor],
     title: str | None,
 ) -> Tensor:
     """What `measure` makes of every image, [B, columns] in nats/dim, as [N, columns] in bits/dim, fp64. The main
     process shows a bar with this title on a terminal; none without title.
     """
     per_image = torch.zeros(len(split), columns, dtype=torch.float64)
-    for rows, result in measured(split, len(split), batch_size, world, seed, measure, title):
+    for rows, result in measured(split, batch_size, world, seed, measure, title):
         per_image[rows] = result.cpu().double()
     return world.sum(per_image.to(world.device)).cpu() / math.log(2)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from vdvae.data.splits import Split
 from vdvae.distributed import World
-from vdvae.evaluation.batches import measured
 from vdvae.model.config import ModelConfig
+from vdvae.model.gaussian import Latent
 from vdvae.model.vdvae import VDVAE
 
 ACTIVE = 0.01
@@ -26,32 +26,35 @@ def latent_variables(config: ModelConfig) -> dict[int, int]:
     return counts
 
 
-@torch.no_grad()
-def active_units(
-    model: VDVAE, split: Split, batch_size: int, world: World, seed: int = 0, most: int = 1024
-) -> dict[int, int]:
-    """The number of active latent variables per resolution, lowest first.
+class ActiveUnits:
+    """Counts the active latent variables of a model from passes over some images.
 
-    A variable is active if its KL(q||p), averaged over images, is above `ACTIVE` (Sønderby et al. 2016). Noise depends
-    on (seed, index of the batch) alone, so the average is the same up to rounding for any number of processes.
+    A variable is active if its KL(q||p), averaged over images, is above `ACTIVE` (Sønderby et al. 2016).
 
     Args:
-        model: on `world.device`.
-        split: the images, of which the first `most` are taken, each once.
-        batch_size: images at once.
-        world: the processes among which the batches are dealt out. Every one must call this.
-        seed: of the noise.
-        most: the most images.
+        model: whose variables are counted.
     """
-    count = min(len(split), most)
-    sizes = [prod(shape) for shape in model.latent_shapes]
 
-    def measure(images: Tensor, noise: torch.Generator) -> Tensor:
-        return torch.cat([latent.kl.sum(0).flatten() for latent in model.encode(images, generator=noise)])
+    def __init__(self, model: VDVAE) -> None:
+        self.model = model
+        self.sizes = [prod(shape) for shape in model.latent_shapes]
+        self.nats = torch.zeros(sum(self.sizes), device=model.device)  # of each variable, summed over images
+        self.images = torch.zeros((), device=model.device)
 
-    total = torch.zeros(sum(sizes), device=world.device)  # nats of each variable, summed over images
-    for _, nats in measured(split, count, batch_size, world, seed, measure):
-        total += nats
-    active = world.sum(total) / count > ACTIVE
-    per_layer = [layer.sum().item() for layer in active.split(sizes)]
-    return {resolution: int(number) for resolution, number in model.per_resolution(per_layer).items()}
+    @staticmethod
+    def nats_of(latents: Sequence[Latent]) -> Tensor:
+        """KL(q||p) of each variable, summed over the images of a pass, `[N]`, layers top-down."""
+        return torch.cat([latent.kl.sum(0).flatten() for latent in latents])
+
+    def add(self, nats: Tensor, images: int) -> None:
+        """Counts a pass by what `nats_of` made of it."""
+        self.nats += nats
+        self.images += images
+
+    def per_resolution(self, world: World) -> dict[int, int]:
+        """The number of active variables per resolution, lowest first, over the passes of all processes, every one of
+        which must call this.
+        """
+        active = world.sum(self.nats) / world.sum(self.images) > ACTIVE
+        per_layer = [layer.sum().item() for layer in active.split(self.sizes)]
+        return {resolution: int(number) for resolution, number in self.model.per_resolution(per_layer).items()}
