@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vdvae import VDVAE, distributed
-from vdvae.allocator import keep_freed_memory
+from vdvae import VDVAE, distributed, fast
 from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, to_device, training_batches
 from vdvae.data.splits import Splits, load_splits
@@ -35,11 +34,9 @@ from vdvae.errors import (
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
-from vdvae.evaluation.units import active_units
-from vdvae.training.checkpoint import Checkpoint
+from vdvae.training.checkpoint import Best, Checkpoint
 from vdvae.training.checkpoint_writer import CheckpointWriter
 from vdvae.training.interruption import TIME_IS_UP, Interruption
-from vdvae.training.optimizer import learning_rate
 from vdvae.training.progress import Progress
 from vdvae.training.run_directory import RunDirectory
 from vdvae.training.run_log import RunLog
@@ -50,15 +47,16 @@ TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
-    keep_freed_memory()
     with ExitStack() as held:
         with exit_on_user_error():
             args = command_line()
             config = load_config(args.hps, args.overrides)
+            if config.train.fast:
+                fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
             config.train.batch_per_process(distributed.env_size())
             device = distributed.pick_device()
-            config.train.check_device(device.type, distributed.env_size())
+            config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
             if distributed.env_rank() == 0:
@@ -115,6 +113,8 @@ def run(
         state.clear()  # as large as the model, its average and its moments
     last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
 
+    best = resumed.best if resumed else None
+
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
         f"{directory.path}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers, "
@@ -128,15 +128,17 @@ def run(
     with closing(RunLog(directory, model, first_step, writes=world.is_main)) as log, writer, interruption:
 
         def validate(done: int) -> None:
-            valid = evaluate(ema, splits.valid, settings.eval_batch, world)
+            nonlocal best
+            valid = evaluate(ema, splits.valid, settings.eval_batch, world, count_units=True)
             progress.say(f"step {done:,}: {valid.bits_per_dim:.4f} bits/dim on the validation images")
-            active = {"active_units_per_resolution": active_units(ema, splits.valid, settings.eval_batch, world)}
-            log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict(), **active})
+            log.evaluation(done, "valid", {**splits.manifest.facts(), **valid._asdict()})
+            if math.isfinite(valid.bits_per_dim) and (best is None or valid.bits_per_dim < best.bits_per_dim):
+                best = Best(done, valid.bits_per_dim)
 
         done, reason = first_step, 0
-        if done and done % settings.valid_every == 0 and not world.share(log.has_validated(done)):
+        if done and done % settings.valid_every == 0:
             with interruption.at_once():
-                validate(done)  # a run that ended here had no time for it
+                validate(done)  # which comes after the checkpoint, so that this one knows nothing of it
         for step in range(first_step, last_step):
             update(next(images), step)
             progress.step()
@@ -147,7 +149,7 @@ def run(
             if done % settings.print_every == 0 or is_end:
                 report = update.report()
                 images_per_second = progress.report(done, report)
-                log.train(done, report, learning_rate(settings, step), images_per_second)
+                log.train(done, report, images_per_second)
                 if report.skip_streak >= settings.max_skip_streak:
                     progress.fail(report.streak_message(update.metrics.recent_norms.tolist()))
                     return 1
@@ -158,7 +160,7 @@ def run(
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
                     if world.is_main:
-                        writer.save(done, state, log.best)
+                        writer.save(done, state, best)
                 if reason:
                     break
                 if validates:

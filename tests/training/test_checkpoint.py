@@ -43,8 +43,18 @@ def test_keeps_the_best(tiny: Config, tmp_path: Path) -> None:
     """Until there is a better one."""
     config = replace(tiny, train=replace(tiny.train, keep_last=1))
     for step, best in ((1, None), (2, 1), (3, 1), (4, 1), (5, 4), (6, 4)):
-        checkpoint.save(tmp_path, step, config, {}, best=best)
+        lowest = checkpoint.Best(best, 3.25 - best) if best else None
+        found = checkpoint.read(checkpoint.save(tmp_path, step, config, {}, best=lowest))
+        assert found.best == lowest
         assert names(tmp_path) == sorted({f"step-{kept:08d}.pt" for kept in (step, best) if kept})
+
+
+def test_a_checkpoint_from_before_it_knew_the_best(tiny: Config, tmp_path: Path) -> None:
+    path = save(tmp_path, 7, tiny)
+    content = torch.load(path, weights_only=True)
+    del content["best"]
+    torch.save(content, path)
+    assert checkpoint.read(path).best is None
 
 
 def test_damaged_files_of_later_steps_do_not_push_out_good_ones(tiny: Config, tmp_path: Path) -> None:

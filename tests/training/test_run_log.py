@@ -21,20 +21,18 @@ def line(kind: str, step: int, **values: object) -> str:
     return json.dumps({"kind": kind, "step": step, **values}) + "\n"
 
 
-def reopened(content: bytes, step: int, tiny: Config, folder: Path) -> RunLog:
-    """The log of a run that goes on after `step` updates, closed."""
+def reopened(content: bytes, step: int, tiny: Config, folder: Path) -> None:
+    """Opens and closes the log of a run that goes on after `step` updates."""
     (folder / "metrics.jsonl").write_bytes(content)
-    log = RunLog(RunDirectory(folder), VDVAE(tiny.model), step, writes=True)
-    log.close()
-    return log
+    RunLog(RunDirectory(folder), VDVAE(tiny.model), step, writes=True).close()
 
 
 def test_later_lines_and_the_test_are_dropped(tiny: Config, tmp_path: Path) -> None:
-    lines = [line("train", 2), line("valid", 4, bits_per_dim=3.0), line("train", 6), line("test", 4)]
-    log = reopened("".join(lines).encode(), 4, tiny, tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines[:2])
-    assert log.has_validated(4)
-    assert not log.has_validated(2)
+    """As is the validation that followed the checkpoint, which knows nothing of it."""
+    kept = [line("valid", 2, bits_per_dim=3.0), line("train", 2), line("train", 4)]
+    dropped = [line("valid", 4, bits_per_dim=3.0), line("train", 6), line("test", 2), line("test", 4)]
+    reopened("".join(kept + dropped).encode(), 4, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
 
 
 @pytest.mark.parametrize(
@@ -57,22 +55,14 @@ def test_a_line_without_its_end_is_kept(tiny: Config, tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == good
 
 
-def test_the_best_validation(tiny: Config, tmp_path: Path) -> None:
-    values = {1: 3.0, 2: 2.0, 3: 2.0, 4: None}
-    lines = [line("valid", step, bits_per_dim=value) for step, value in values.items()]
-    assert reopened("".join(lines).encode(), 9, tiny, tmp_path).best == 2
-    assert reopened(b"", 9, tiny, tmp_path).best is None
-
-
 def test_numbers_that_are_not_finite_are_null(tiny: Config, tmp_path: Path) -> None:
     """NaN is no JSON."""
     log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=True)
-    log.train(1, Report(math.nan, 0.0, 0.0, [0.0] * 3, 0.0, 0.0, 1, 1, 1, math.inf), 1e-3, 1.0)
+    log.train(1, Report(math.nan, 0.0, 0.0, [0.0] * 3, 0.0, 0.0, 1, 1, 1, math.inf, 1e-3), 1.0)
     log.evaluation(1, "valid", {"bits_per_dim": math.nan})
     log.close()
     train, valid = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert train["bits_per_dim"] is train["skip_threshold"] is valid["bits_per_dim"] is None
-    assert log.best is None
 
 
 def test_lines_wait_for_room_on_the_disk(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,14 @@ Checksums = dict[str, str]
 """SHA-256 of the data set's files, by name."""
 
 
+class Best(NamedTuple):
+    """The lowest validation NLL of a run so far."""
+
+    step: int
+    """Updates after which it was measured."""
+    bits_per_dim: float
+
+
 class Checkpoint(NamedTuple):
     """What a file holds."""
 
@@ -31,6 +39,8 @@ class Checkpoint(NamedTuple):
     config: Config
     images: Checksums | None
     """The files that it was trained on; None where that is not known."""
+    best: Best | None
+    """What validations before this step found."""
     state: dict[str, Any]
     """`Update.state_dict`: model, ema, optimizer and the rest, on the CPU."""
 
@@ -41,10 +51,10 @@ def save(
     config: Config,
     state: dict[str, Any],
     images: Checksums | None = None,
-    best: int | None = None,
+    best: Best | None = None,
 ) -> Path:
     """Writes `directory/step-NNNNNNNN.pt` under a temporary name, flushes it to the disk, and renames it; then
-    deletes all but the last `train.keep_last`, those of every `train.keep_every` steps, and that of step `best`.
+    deletes all but the last `train.keep_last`, those of every `train.keep_every` steps, and the best one.
 
     Raises:
         OSError: it could not be written; the other files are as they were.
@@ -52,13 +62,14 @@ def save(
     directory.mkdir(exist_ok=True)
     path = directory / f"step-{step:08d}.pt"
     content = {"format": FORMAT, "step": step, "config": to_dict(config), "images": images, **state}
+    content["best"] = None if best is None else tuple(best)
     with whole_file(path) as file:
         _write(content, file)
     # Files of later steps are damaged, or they would have been resumed from: they must not push out good ones.
     written = [old for old in _newest_first(directory) if _step_of(old) <= step]
     every = config.train.keep_every
     for old in written[config.train.keep_last :]:
-        if not (every and _step_of(old) % every == 0) and _step_of(old) != best:
+        if not (every and _step_of(old) % every == 0) and not (best and _step_of(old) == best.step):
             old.unlink()
     return path
 
@@ -88,9 +99,10 @@ def interpret(path: Path, content: Any) -> Checkpoint:
         raise UserError(f"{path} has checkpoint format {version}; this version reads format {FORMAT}")
     try:
         step, config, images = content.pop("step"), from_dict(content.pop("config"), str(path)), content.pop("images")
+        best = Best(*found) if (found := content.pop("best", None)) else None  # files of before November 2026 have none
     except Exception as error:  # whoever wrote it, it may hold any values of these
         raise UserError(f"{path} is damaged: {type(error).__name__}, {error}") from error
-    return Checkpoint(path, step, config, images, content)
+    return Checkpoint(path, step, config, images, best, content)
 
 
 def read_run(directory: Path) -> Checkpoint:

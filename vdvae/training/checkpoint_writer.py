@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vdvae.config import Config
 from vdvae.tensor_tree import map_tensors
 from vdvae.training import checkpoint
-from vdvae.training.checkpoint import Checksums
+from vdvae.training.checkpoint import Best, Checksums
 from vdvae.training.run_directory import RunDirectory
 
 
@@ -37,9 +37,9 @@ class CheckpointWriter:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
 
-    def save(self, step: int, state: dict[str, Any], best: int | None) -> None:
-        """Copies `Update.state_dict` after `step` updates and lets it be written; `best` is the step of a checkpoint
-        that is kept besides those of `train.keep_last` and `train.keep_every`.
+    def save(self, step: int, state: dict[str, Any], best: Best | None) -> None:
+        """Copies `Update.state_dict` after `step` updates and lets it be written, with the best validation before; the
+        checkpoint of that is kept.
         """
         self.failure()
         copy = map_tensors(lambda tensor: tensor.to("cpu", copy=True), state)
@@ -54,7 +54,7 @@ class CheckpointWriter:
         """Why the last checkpoint could not be written, None where it was; waits until that is known."""
         return self._writing.result() if self._writing else None
 
-    def _write(self, step: int, state: dict[str, Any], best: int | None) -> str | None:
+    def _write(self, step: int, state: dict[str, Any], best: Best | None) -> str | None:
         try:
             with self.directory.metrics_file.open("rb") as log:  # which a run that resumes from here goes on with
                 os.fsync(log.fileno())

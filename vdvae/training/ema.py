@@ -1,4 +1,4 @@
-"""The exponential moving average of the weights, which is what gets evaluated."""
+"""The exponential moving average (EMA) of the weights, which is what gets evaluated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from vdvae.model.vdvae import VDVAE
-from vdvae.training.flat import flatten_parameters
 
 
 class EMA:
@@ -22,9 +21,12 @@ class EMA:
     def __init__(self, model: VDVAE, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self.flat, _ = flatten_parameters(self.model)
+        self._weights = [p.detach() for p in model.parameters()]
+        self._averages = [p.detach() for p in self.model.parameters()]
 
     @torch.no_grad()
-    def update(self, weights: Tensor, applied: Tensor) -> None:
-        """Moves towards the model's weights, flat; `applied` (1 or 0, on the device) says whether they were updated."""
-        self.flat.lerp_(weights, applied * (1 - self.decay))
+    def update(self, applied: Tensor) -> None:
+        """Moves towards the model's weights if `applied` is 1, not if it is 0: a number on the device."""
+        ways = torch._foreach_sub(self._weights, self._averages)
+        torch._foreach_mul_(ways, applied * (1 - self.decay))
+        torch._foreach_add_(self._averages, ways)

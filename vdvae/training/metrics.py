@@ -36,6 +36,8 @@ class Report(NamedTuple):
     """updates skipped in a row, up to now"""
     skip_threshold: float
     """the norm from which on the next update is skipped"""
+    learning_rate: float
+    """that of the last update"""
 
     def streak_message(self, norms: list[float]) -> str:
         """Why a run ends that skips every update, and what to try (openai/vdvae #25), from `Metrics.recent_norms`."""
@@ -80,7 +82,7 @@ class Metrics:
         self.skip_streak = (self.skip_streak + 1) * (1 - applied)
         self.recent_norms = torch.cat([self.recent_norms[1:], norm[None]])
 
-    def report(self, world: World, threshold: SkipThreshold) -> Report:
+    def report(self, world: World, threshold: SkipThreshold, learning_rate: float) -> Report:
         """Reads the sums, over all processes, and starts anew."""
         count, *losses = world.sum(self.losses.clone()).tolist()
         distortion, rate, *layer_rate = (loss / max(count, 1) / math.log(2) for loss in losses)
@@ -96,6 +98,7 @@ class Metrics:
             int(nonfinite),
             int(self.skip_streak.item()),
             threshold.value.item(),
+            learning_rate,
         )
         self.losses.zero_()
         self.updates.zero_()

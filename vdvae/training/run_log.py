@@ -40,26 +40,13 @@ class RunLog:
         self.metrics: FileIO | None = None
         self.board: SummaryWriter | None = None
         self._unwritten = b""
-        self._valid: dict[int, float | None] = {}
         if writes:
-            for entry in _keep_until(directory.metrics_file, step):
-                if entry["kind"] == "valid":
-                    self._valid[entry["step"]] = entry.get("bits_per_dim")
+            _keep_until(directory.metrics_file, step)
             self.metrics = directory.metrics_file.open("ab", buffering=0)
             threading.excepthook = partial(_unless_tensorboard, threading.excepthook)
             self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
 
-    def has_validated(self, step: int) -> bool:
-        """Whether the validation NLL after `step` updates is known."""
-        return step in self._valid
-
-    @property
-    def best(self) -> int | None:
-        """The number of updates after which the validation NLL was the lowest, if it was measured."""
-        known = {step: value for step, value in self._valid.items() if value is not None}
-        return min(known, key=lambda step: known[step], default=None)
-
-    def train(self, step: int, report: Report, learning_rate: float, images_per_second: float) -> None:
+    def train(self, step: int, report: Report, images_per_second: float) -> None:
         """Logs the means since the last report."""
         per_resolution = self.model.per_resolution(report.layer_rate)
         layers = enumerate(zip(self.model.resolutions, report.layer_rate, strict=True))
@@ -78,7 +65,7 @@ class RunLog:
                 "largest_gradient_norm": report.grad_norm_max,
                 "skipped_updates": report.skipped,
                 "skip_threshold": report.skip_threshold,
-                "learning_rate": learning_rate,
+                "learning_rate": report.learning_rate,
                 "images_per_second": images_per_second,
             },
         )
@@ -88,7 +75,6 @@ class RunLog:
             step,
             {
                 **report._asdict(),
-                "learning_rate": learning_rate,
                 "images_per_second": images_per_second,
                 "rate_per_resolution": per_resolution,
             },
@@ -98,8 +84,6 @@ class RunLog:
         """Logs a measured NLL."""
         self._scalars(step, "bits_per_dim", {split: result["bits_per_dim"]})
         self._line(split, step, result)
-        if split == "valid" and math.isfinite(result["bits_per_dim"]):
-            self._valid[step] = result["bits_per_dim"]
 
     def picture(self, step: int, name: str, grid: NDArray[np.uint8]) -> None:
         """Shows a grid, uint8 [H, W, C], in TensorBoard."""
@@ -161,14 +145,15 @@ def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
     return sorted(entries.values(), key=lambda entry: entry["step"])
 
 
-def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Keeps the lines up to a step, and returns them: what came after it, and the test, is about to be done again."""
-    if not path.exists():
-        return []
-    kept = [(line, entry) for line, entry in _undamaged(path) if entry["step"] <= step and entry["kind"] != "test"]
-    with whole_file(path) as file:
-        file.writelines(line + b"\n" for line, _ in kept)
-    return [entry for _, entry in kept]
+def _keep_until(path: Path, step: int) -> None:
+    """Keeps the lines up to a checkpoint's step, without the validation that followed it and the test: what came after
+    the checkpoint is about to be done again.
+    """
+    if path.exists():
+        lines = [(line, entry["kind"], entry["step"]) for line, entry in _undamaged(path)]
+        kept = [line for line, kind, at in lines if at < step + (kind == "train") and kind != "test"]
+        with whole_file(path) as file:
+            file.writelines(line + b"\n" for line in kept)
 
 
 def _undamaged(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 
-from vdvae.allocator import give_back_freed_memory
+from vdvae import fast
 from vdvae.distributed import World
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator, generator_seed
+from vdvae.noise import Purpose, generator
 from vdvae.precision import autocast, set_matmul_precision
-from vdvae.replay import Replay
 from vdvae.training.config import TrainConfig
-from vdvae.training.cuda_graph import Graphed
 from vdvae.training.ema import EMA
-from vdvae.training.flat import flatten_parameters
+from vdvae.training.loss_scale import LossScale
 from vdvae.training.metrics import Metrics, Report
-from vdvae.training.optimizer import FlatAdamW, learning_rate
+from vdvae.training.optimizer import adamw, learning_rate
 from vdvae.training.threshold import SkipThreshold
 
-FP16_FIRST_SCALE = 2.0**16
-FP16_GROWTH_INTERVAL = 2000
+ALIGNMENT = 16
+"""Numbers: every gradient begins at 64 bytes, as vector units like it."""
 
 
 class Update:
-    """A model, its optimiser and its average, and the step that moves all three.
+    """A model, its optimiser and its EMA, and the step that moves all three.
 
-    Nothing in a step waits for the device: whether an update is skipped is decided there, by a number that the
-    fused optimiser and the average read. All processes decide alike, because a loss that is not finite poisons its
-    process's gradients with NaN, and the all-reduce carries that to every other.
+    Nothing in a step waits for the device: whether an update is skipped is decided there, by a number that the fused
+    optimiser and the EMA read. All processes decide alike, because a loss that is not finite poisons its process's
+    gradients with NaN, and the all-reduce carries that to every other.
 
     Args:
         model: on its device; updated in place.
@@ -49,99 +43,77 @@ class Update:
         self.config = config
         self.world = world
         self.ema = EMA(model, config.ema_decay)
-        self.weights, layout = flatten_parameters(model)
-        self.optimizer = FlatAdamW(self.weights, layout, config)
+        self.gradient = flat_gradient(model)
+        self.optimizer = adamw(model.parameters(), config)
         self.threshold = SkipThreshold(config.skip_threshold, world.device)
+        self.loss_scale = LossScale(config.precision == "fp16", world.device)
         self.metrics = Metrics(model.num_layers, world.device)
-        self.share = config.batch_size // world.size
-        self.loss_scale = torch.ones((), device=world.device)
-        self.good_updates = torch.zeros((), device=world.device)
-        if config.precision == "fp16":
-            self.loss_scale.fill_(FP16_FIRST_SCALE)
-        if config.recompute_from is not None:
-            model.recompute_from(config.recompute_from)
-        if config.compile:  # after the average was copied, which is evaluated as written
-            model.compile_blocks()
-        self.parallel: Any = model
-        if world.size == 1:
-            for parameter, gradient in zip(model.parameters(), self.optimizer.gradients, strict=True):
-                parameter.grad = gradient  # where the optimiser wants it
-        else:
-            # Of gradients [1, width, 1, 1], whose dimensions of size 1 have any stride: nothing is lost by it.
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            accumulates = config.micro_batch is not None and config.micro_batch < config.batch_per_process(world.size)
-            self.parallel = DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=not accumulates)
-            if config.compress_gradients:
-                self.parallel.register_comm_hook(None, bf16_compress_hook)
-        self.backward: Callable[[Tensor, torch.Generator], object] = self._backward
-        if config.replay and world.size == 1 and not config.compile:
-            self.backward = Replay(self._backward)
-        self.graphed: Graphed | None = None
-        if config.cuda_graph:
-            self.graphed = Graphed(self._backward, [self.optimizer.gradient, self.metrics.losses], world.device)
-        give_back_freed_memory()  # where the weights were before they lay side by side
+        self.accumulate: Callable[[Tensor, int, torch.Generator], None] = self._accumulate
+        if config.fast:
+            self._make_fast()
 
     def __call__(self, images: Tensor, step: int) -> None:
-        """Update number `step` on this process's share of the global batch, uint8 [B, C, H, W].
+        """Update number `step` on this process's part of the global batch, uint8 `[B, C, H, W]`.
 
         The noise of a micro-batch is a function of its place in the global batch, not of the process: where the
         micro-batches are the same ones, the loss is that of any number of processes.
         """
         pieces = -(-len(images) // (self.config.micro_batch or len(images)))
         first = self.world.rank * len(images)
-        self.share = len(images)
-        self.optimizer.gradient.zero_()
-        for i, piece in enumerate(images.tensor_split(pieces)):
-            is_last = i == pieces - 1
-            key = (self.config.seed, Purpose.TRAINING, first, step)
-            if self.graphed:
-                self.graphed(piece, generator_seed(*key))
-            else:
-                with nullcontext() if is_last or self.world.size == 1 else self.parallel.no_sync():
-                    self.backward(piece, generator(self.world.device, *key))
+        self.gradient.zero_()
+        for piece in images.tensor_split(pieces):
+            noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, first, step)
+            self.accumulate(piece, self.world.size * len(images), noise)
             first += len(piece)
         self._apply(step)
 
-    def _backward(self, images: Tensor, noise: torch.Generator) -> None:
-        """Adds the gradient of some images' part of the mean over this process's share."""
+    def _accumulate(self, images: Tensor, global_batch: int, noise: torch.Generator) -> None:
+        """Adds the gradient of these images' part in the mean loss over the global batch."""
         with autocast(self.world.device, self.config.precision):
-            terms = self.parallel(images, noise)
-        loss = terms.nats_per_dim.sum() / self.share
-        loss.backward(torch.where(torch.isfinite(loss), self.loss_scale, torch.nan))
+            terms = self.model(images, noise)
+        loss = terms.nats_per_dim.sum() / global_batch
+        loss.backward(torch.where(torch.isfinite(loss), self.loss_scale.value, torch.nan))
         self.metrics.add_losses(terms)
 
     @torch.no_grad()
     def _apply(self, step: int) -> None:
-        if self.world.size > 1:
-            self._gather_gradients()
-        norm = torch.linalg.vector_norm(self.optimizer.gradient) / self.loss_scale
+        """Sums the gradient over all processes; clips it; skips the update, or takes it."""
+        if self.config.compress_gradients:
+            self.gradient.copy_(self.world.sum(self.gradient.bfloat16()))
+        else:
+            self.world.sum(self.gradient)
+        norm = torch.linalg.vector_norm(self.gradient) / self.loss_scale.value
         applied = (norm < self.threshold.value).float()  # false for NaN
         clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
-        self.optimizer.step(learning_rate(self.config, step), self.loss_scale / clip, 1 - applied)
-        self.ema.update(self.weights, applied)
+        self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, step)
+        self.optimizer.grad_scale = self.loss_scale.value / clip  # type: ignore[attr-defined]  # what it divides by
+        self.optimizer.found_inf = 1 - applied  # type: ignore[attr-defined]  # whether it leaves all as it is
+        self.optimizer.step()
+        self.ema.update(applied)
         self.metrics.add_update(norm, applied)
         self.threshold.add(norm, step)
-        if self.config.precision == "fp16":
-            self._adapt_loss_scale(torch.isfinite(norm))
+        self.loss_scale.update(torch.isfinite(norm))
 
-    def _gather_gradients(self) -> None:
-        """Copies the gradients from where DistributedDataParallel has them to where the optimiser wants them."""
-        both = zip(self.model.parameters(), self.optimizer.gradients, strict=True)
-        gradients, places = zip(*((p.grad, place) for p, place in both if p.grad is not None), strict=True)
-        torch._foreach_copy_(places, gradients)
-        for p in self.model.parameters():
-            p.grad = None
-
-    def _adapt_loss_scale(self, finite: Tensor) -> None:
-        """Halves the loss scale after an overflow, and doubles it after many updates without one."""
-        self.good_updates = (self.good_updates + 1) * finite
-        grow = self.good_updates >= FP16_GROWTH_INTERVAL
-        self.loss_scale *= torch.where(finite, 1.0 + grow.float(), 0.5)
-        self.good_updates = self.good_updates * ~grow
+    def _make_fast(self) -> None:
+        """Everything that `train.fast=false` does without; results stay the same but for rounding."""
+        fast.prepare(self.ema.model)
+        if self.config.compile:
+            fast.compile_blocks(self.model)
+        else:
+            fast.prepare(self.model)
+        if self.config.recompute_from is not None:
+            fast.checkpoint_blocks(self.model, self.config.recompute_from)
+        on_gpu = self.world.device.type == "cuda"
+        if self.config.cuda_graph if on_gpu else self.config.replay and not self.config.compile:
+            changed = [self.gradient, self.metrics.losses]
+            found = [self.loss_scale.value, *changed]  # besides the model's tensors
+            self.accumulate = fast.Recorded(
+                self._accumulate, lambda: [*self.model.parameters(), *found], changed, self.world.device
+            )
 
     def report(self) -> Report:
         """What happened since the last report. Every process must call this."""
-        return self.metrics.report(self.world, self.threshold)
+        return self.metrics.report(self.world, self.threshold, self.optimizer.param_groups[0]["lr"])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later process needs to go on as if nothing had happened. Every process must call this."""
@@ -151,16 +123,37 @@ class Update:
             "optimizer": self.optimizer.state_dict(),
             "metrics": self.metrics.state_dict(self.world),
             "threshold": self.threshold.state_dict(),
-            "loss_scale": self.loss_scale,
-            "good_updates": self.good_updates,
+            **self.loss_scale.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(with_own_steps(state["optimizer"]))
         self.metrics.load_state_dict(state["metrics"], self.world)
         self.threshold.load_state_dict(state["threshold"])
-        self.loss_scale.copy_(state["loss_scale"])
-        self.good_updates.copy_(state["good_updates"])
+        self.loss_scale.load_state_dict(state)
+
+
+def with_own_steps(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """The state of an AdamW, with a step for each parameter, which a file may have but once, and moments that lie in
+    memory as weights do, which they did not before November 2026: an optimiser takes both as they are.
+    """
+    own = {
+        i: {name: value.clone() if name == "step" else value.contiguous() for name, value in of_one.items()}
+        for i, of_one in optimizer["state"].items()
+    }
+    return {**optimizer, "state": own}
+
+
+def flat_gradient(model: nn.Module) -> Tensor:
+    """Makes the gradients of a model views of one tensor, and returns it: to zero it, to sum it over processes and to
+    take its norm is one operation each.
+    """
+    parameters = list(model.parameters())
+    sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
+    flat = torch.zeros(sum(sizes), device=parameters[0].device)  # stays 0 between the gradients
+    for parameter, place in zip(parameters, flat.split(sizes), strict=True):
+        parameter.grad = place[: parameter.numel()].view_as(parameter)
+    return flat
