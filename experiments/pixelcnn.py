@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vdvae import distributed
-from vdvae.allocator import keep_freed_memory
+from vdvae import distributed, fast
 from vdvae.benchmark.work import now
 from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
 from vdvae.data.loader import BatchOrder, training_batches
@@ -173,7 +172,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each timing")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/pixelcnn"), help="for weights.pt and samples.png")
     parser.add_argument("--json", type=Path, metavar="FILE")
-    keep_freed_memory()
+    fast.keep_freed_memory()
     with exit_on_user_error():
         args = parser.parse_args()
         check_at_least_one(args, "updates", "width", "depth", "repeats")
@@ -196,7 +195,7 @@ def main() -> None:
 
     set_matmul_precision("fp32")
     torch.manual_seed(args.seed)
-    vdvae = found.model(world.device)
+    vdvae = fast.prepare(found.model(world.device))
     pixelcnn = PixelCNN(vdvae.config, args.width, args.depth).to(world.device)
     with exit_on_bad_image():
         if saved is None:
@@ -286,9 +285,8 @@ def train(
 @torch.no_grad()
 def exact_nll(model: PixelCNN, split: Split, batch_size: int, device: torch.device) -> tuple[float, float]:
     """-log p(x) in bits/dim, of every image of a split once, and its standard error over images."""
-    batches = measured(
-        split, len(split), batch_size, World(0, 1, device), 0, lambda images, _: model.log_prob(images), "evaluating"
-    )
+    world = World(0, 1, device)
+    batches = measured(split, batch_size, world, 0, lambda _rows, images, _noise: model.log_prob(images), "evaluating")
     log_prob = torch.cat([result.cpu().double() for _, result in batches])  # [N]
     bits_per_dim = -log_prob / (model.config.dims * math.log(2))
     return bits_per_dim.mean().item(), bits_per_dim.std().item() / math.sqrt(len(split))

@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vdvae import distributed
-from vdvae.allocator import keep_freed_memory
+from vdvae import distributed, fast
 from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
 from vdvae.config import override_section
 from vdvae.data.splits import load_splits
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--binning", choices=("exact", "released"), help="of the likelihood; default: the model's own")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="e.g. data.root=/scratch/data")
-    keep_freed_memory()
+    fast.keep_freed_memory()
     with exit_on_user_error():
         args = parser.parse_intermixed_args()
         check_at_least_one(args, "batch_size", "importance_samples", "prior_layers")
@@ -56,7 +55,7 @@ def main() -> None:
         device = distributed.pick_device(args.device)
     world = distributed.start(device)
     set_matmul_precision("fp32")
-    model = found.model(world.device)
+    model = fast.prepare(found.model(world.device))
     batch_size = args.batch_size or config.train.eval_batch
     split = getattr(splits, args.split)
     weighted = partial = None

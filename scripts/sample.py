@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vdvae import VDVAE
-from vdvae.allocator import keep_freed_memory
+from vdvae import VDVAE, fast
 from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature
 from vdvae.errors import UserError, exit_on_user_error
 from vdvae.evaluation.images import sample_grid, save_png
@@ -23,7 +22,6 @@ from vdvae.evaluation.output import check_output, write_images
 from vdvae.model.arguments import Temperature
 from vdvae.noise import Purpose, generator
 from vdvae.precision import PRECISIONS, autocast, set_matmul_precision
-from vdvae.replay import Replay
 
 
 def main() -> None:
@@ -42,7 +40,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how convolutions multiply")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="a .png, an .npz, or a folder")
-    keep_freed_memory()
+    fast.keep_freed_memory()
     with exit_on_user_error():
         args = parser.parse_args()
         check_at_least_one(args, "columns", "num_images", "batch_size")
@@ -66,7 +64,7 @@ def main() -> None:
 def batches(model: VDVAE, temperature: Temperature, count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """`count` samples, uint8 [n, C, H, W] at a time; a batch's noise depends on (seed, its index)."""
     starts = range(0, count, batch_size)
-    sample = Replay(lambda number, noise: model.sample(number, temperature, generator=noise))
+    sample = fast.recorded(lambda number, noise: model.sample(number, temperature, generator=noise), model)
     for b, start in enumerate(tqdm(starts, "sampling", unit="batch", leave=False, disable=None)):
         noise = generator(model.device, seed, Purpose.PICTURES, b)
         yield sample(min(batch_size, count - start), noise)

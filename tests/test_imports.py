@@ -10,13 +10,11 @@ import pytest
 from tests.conftest import ROOT
 
 LEAVES = {
-    "allocator",
     "distributed",
     "errors",
     "noise",
     "npz",
     "precision",
-    "replay",
     "safe_load",
     "tensor_tree",
     "whole_file",
@@ -24,18 +22,17 @@ LEAVES = {
 MAY_IMPORT = {
     "model": {"model"},
     "data": {"data", "model", *LEAVES},
-    "baseline": {"training", "model", *LEAVES},
-    "benchmark": {"benchmark", "baseline", "evaluation", "training", "config", "data", "model", *LEAVES},
-    "command_line": {"pretrained", "data", "model", *LEAVES},
+    "fast": {"fast", "model"},
+    "benchmark": {"benchmark", "fast", "evaluation", "training", "config", "data", "model", *LEAVES},
+    "command_line": {"pretrained", "fast", "data", "model", *LEAVES},
     "config": {"data", "training", "model", *LEAVES},
-    "training": {"training", "released", "config", "model", *LEAVES},
-    "evaluation": {"evaluation", "data", "model", *LEAVES},
+    "training": {"training", "released", "fast", "config", "model", *LEAVES},
+    "evaluation": {"evaluation", "fast", "data", "model", *LEAVES},
     "experiment": {"experiment", "evaluation", "training", "pretrained", "config", "data", "model", *LEAVES},
     "fragment": {"config", "data", "model", *LEAVES},
     "pretrained": {"released", "training", "config", "model", *LEAVES},
     "released": {"config", "model", *LEAVES},
     "safe_load": {"errors"},
-    "allocator": set(),
     "tensor_tree": set(),
     "whole_file": set(),
     "distributed": {"tensor_tree"},
@@ -44,8 +41,7 @@ MAY_IMPORT = {
     "npz": {"errors", "whole_file"},
     "results": {"distributed", "errors", "whole_file"},
     "precision": set(),
-    "replay": {"allocator"},
-    "__init__": {"model", "pretrained", "replay"},
+    "__init__": {"model", "pretrained"},
 }
 FILES = sorted((ROOT / "vdvae").rglob("*.py"))
 
@@ -74,5 +70,5 @@ def test_imports_point_down(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "vdvae/model").glob("*.py")), ids=lambda path: path.name)
 def test_the_model_imports_torch_and_itself_only(path: Path) -> None:
-    standard = {"__future__", "collections", "dataclasses", "itertools", "math", "operator", "re", "typing"}
-    assert {module.split(".")[0] for module in imported_modules(path)} <= {"torch", "vdvae"} | standard
+    standard = {"collections", "contextlib", "dataclasses", "functools", "itertools", "math", "re", "typing"}
+    assert {module.split(".")[0] for module in imported_modules(path)} <= {"__future__", "torch", "vdvae"} | standard

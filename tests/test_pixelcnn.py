@@ -127,7 +127,7 @@ def test_an_interruption_ends_training_after_the_update() -> None:
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """The command in this process, in the test's own folder: what it prints, or the one line of its error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("experiments.pixelcnn.keep_freed_memory", lambda: None)  # it would hold for the other tests
+    monkeypatch.setattr("vdvae.fast.keep_freed_memory", lambda: None)  # it would hold for the other tests
 
     def run_main(*arguments: object) -> str:
         monkeypatch.setattr("sys.argv", ["pixelcnn.py", *map(str, arguments)])

@@ -28,7 +28,7 @@ TABLE_4 = {  # batch, learning rate, skip threshold, weight decay, EMA rate, ite
 def test_size_of_the_model(name: str) -> None:
     with torch.device("meta"):
         model = VDVAE(load_config(name, []).model)
-    variables = sum(zdim * r * r for zdim, r, _ in model.decoder.latent_shapes)
+    variables = sum(zdim * r * r for zdim, r, _ in model.latent_shapes)
     assert (sum(p.numel() for p in model.parameters()), model.num_layers, variables) == COUNTS[name]
 
 

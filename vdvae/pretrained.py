@@ -43,8 +43,8 @@ class Pretrained:
         """The model, ready for evaluation; takes over the tensors, so that they are in memory once."""
         with torch.device("meta"):
             model = VDVAE(self.model_config)
-        for name, expected in model.state_dict().items():
-            self.tensors[name] = _laid_out(self.tensors[name].float(), expected.stride())
+        for name in model.state_dict():
+            self.tensors[name] = _alone(self.tensors[name].float().contiguous())
         model.load_state_dict(self.tensors, assign=True)
         return model.eval().to(device)
 
@@ -125,13 +125,6 @@ def _released(
     return Pretrained(path, tensors, load_model_config(str(hps)), None, None, None, str(hps))
 
 
-def _laid_out(tensor: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """A tensor with its elements in another order in memory: in the same place, because an allocator that gets many
-    of them back one by one may not find room in the gaps, and double what the process has.
-    """
-    if tensor.stride() == stride:
-        return tensor
-    values = tensor.clone()
-    if tensor.untyped_storage().nbytes() != tensor.nbytes:
-        tensor = torch.empty_like(values)
-    return tensor.as_strided(tensor.shape, stride).copy_(values)
+def _alone(tensor: Tensor) -> Tensor:
+    """A tensor with memory of its own, as safetensors asks for; the same one where it has that already."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -1,17 +1,20 @@
-"""The model and its step against the same in the plainest form, `vdvae.baseline`."""
+"""A prepared model, and the step with everything in `vdvae.fast`, against the plain ones."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.conftest import TINY
-from vdvae import VDVAE, baseline
+from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
 from vdvae.distributed import World
+from vdvae.fast.forwards import FastBlock, FastDecoder, FastTopDownBlock
+from vdvae.model.vdvae import Block, Conv, TopDownBlock
 from vdvae.training.update import Update
 
 CPU = World(0, 1, torch.device("cpu"))
@@ -52,42 +55,179 @@ def noise() -> torch.Generator:
 
 
 def test_terms_and_gradients(config: Config) -> None:
-    model, images = live_model(config), random_images(config)
-    results = []
-    for terms in (model(images, noise()), baseline.terms(model, images, noise())):
-        model.zero_grad()
-        terms.nats_per_dim.mean().backward()
-        results.append((terms, {name: p.grad for name, p in model.named_parameters()}))
-    (fast, gradients), (plain, expected) = results
-    torch.testing.assert_close(fast, plain, rtol=2e-5, atol=2e-6)
-    for name, gradient in expected.items():
-        assert gradient is not None
-        torch.testing.assert_close(gradients[name], gradient, rtol=2e-3, atol=2e-4 * gradient.abs().max().item())
+    """Of all layers from the posterior, and of the upper two."""
+    plain = live_model(config)
+    prepared = fast.prepare(copy.deepcopy(plain))
+    for layers in (None, 2):
+        results = []
+        for model in (plain, prepared):
+            terms = model(random_images(config), noise(), layers)
+            model.zero_grad()
+            terms.nats_per_dim.mean().backward()
+            results.append(terms)
+        torch.testing.assert_close(results[1], results[0], rtol=2e-5, atol=2e-6)
+        for (name, expected), parameter in zip(plain.named_parameters(), prepared.parameters(), strict=True):
+            if expected.grad is None:
+                assert parameter.grad is None, name
+                continue
+            assert parameter.grad is not None, name
+            atol = 2e-4 * expected.grad.abs().max().item()
+            torch.testing.assert_close(parameter.grad, expected.grad, rtol=2e-3, atol=atol, msg=name)
 
 
 def test_samples(config: Config) -> None:
     """The same but for pixels that rounding takes to a neighbouring level."""
-    model = live_model(config)
+    plain = live_model(config)
+    prepared = fast.prepare(copy.deepcopy(plain))
     for temperature in (1.0, 0.7):
-        fast = model.sample(4, temperature, generator=noise())
-        plain = baseline.sample(model, 4, temperature, noise())
-        assert (fast == plain).float().mean() > 0.99
+        expected, found = (model.sample(4, temperature, generator=noise()) for model in (plain, prepared))
+        assert (found == expected).float().mean() > 0.99
+
+
+def test_latents(config: Config) -> None:
+    plain = live_model(config)
+    prepared = fast.prepare(copy.deepcopy(plain))
+    both = (model.encode(random_images(config), generator=noise()) for model in (plain, prepared))
+    for expected, found in zip(*both, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        assert found.z.shape == found.kl.shape == expected.kl.shape
 
 
 def test_updates(config: Config) -> None:
-    """Ten of them, every other one with a gradient that is to be skipped: the same decisions, weights and averages."""
+    """Ten of them, every other one with a gradient that is to be skipped: the same decisions, weights and EMA."""
     settings = replace(config.train, batch_size=6, max_steps=100, skip_threshold=1e5, ema_decay=0.9)
-    fast, plain = live_model(config), live_model(config)
-    update, expected = Update(fast, settings, CPU), baseline.BaselineUpdate(plain, settings, CPU)
+    prepared, plain = live_model(config), live_model(config)
+    update, expected = Update(prepared, settings, CPU), Update(plain, replace(settings, fast=False), CPU)
     factor = torch.ones(())
-    for model in (fast, plain):
+    for model in (prepared, plain):
         model.decoder.gain.register_hook(lambda gradient: gradient * factor)
     for step in range(10):
         factor.fill_(1e9 if step % 2 else 1.0)
         before = plain.decoder.gain.clone()
         update(random_images(config), step)
         expected(random_images(config), step)
-        assert update.report().skipped == torch.equal(before, plain.decoder.gain) == step % 2
-    for model, other in ((fast, plain), (update.ema.model, expected.average)):
+        assert (
+            update.report().skipped == expected.report().skipped == torch.equal(before, plain.decoder.gain) == step % 2
+        )
+    for model, other in ((prepared, plain), (update.ema.model, expected.ema.model)):
         for (name, a), b in zip(model.named_parameters(), other.named_parameters(), strict=True):
             torch.testing.assert_close(a, b[1], rtol=0, atol=0.05 * settings.lr, msg=name)
+
+
+def test_a_plain_step_has_nothing_fast_in_it(tiny: Config) -> None:
+    """Whatever the other settings say."""
+    settings = replace(tiny.train, fast=False, recompute_from=1, compile=True, replay=True)
+    update = Update(VDVAE(tiny.model), settings, CPU)
+    for model in (update.model, update.ema.model):
+        assert {type(module).__module__ for module in model.modules() if "vdvae" in type(module).__module__} == {
+            "vdvae.model.vdvae",
+            "vdvae.model.likelihood",
+        }
+        assert not any("forward" in vars(module) for module in model.modules())
+    assert update.accumulate == update._accumulate
+
+
+def test_a_prepared_model_keeps_names_weights_and_what_it_is(tiny: Config) -> None:
+    plain = live_model(tiny)
+    prepared = fast.prepare(copy.deepcopy(plain))
+    assert isinstance(prepared, VDVAE)
+    assert list(prepared.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), prepared.parameters(), strict=True))
+    assert fast.prepare(prepared) is prepared
+    assert type(fast.prepare(copy.deepcopy(prepared)).decoder) is FastDecoder
+
+
+class Foreign(nn.Module):
+    """Around a module, with another result."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(x) * 1.5
+        return y
+
+
+class OwnBlock(Block):
+    """A person's idea."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "encoder.enc_blocks.1",
+        "encoder.enc_blocks.1.c4",
+        "decoder.dec_blocks.1.prior",
+        "decoder.dec_blocks.1.prior.c4",
+        "decoder.dec_blocks.1.enc",
+        "decoder.dec_blocks.1.enc.c1",
+        "decoder.dec_blocks.1.enc.c3",
+        "decoder.dec_blocks.1.z_proj",
+        "decoder.dec_blocks.1.resnet",
+        "decoder.out_net.out_conv",
+    ],
+)
+@pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass"])
+def test_what_is_not_the_models_own_is_not_gone_past(tiny: Config, place: str, kind: str) -> None:
+    plain = live_model(tiny)
+    before = plain(random_images(tiny), noise()).nats_per_dim
+    module = plain.get_submodule(place)
+    parent, _, name = place.rpartition(".")
+    if kind == "wrapper":
+        setattr(plain.get_submodule(parent), name, Foreign(module))
+    elif kind == "hook":
+        module.register_forward_hook(lambda _module, _inputs, output: output * 1.5)
+    elif isinstance(module, Block):
+        module.__class__ = OwnBlock
+    elif isinstance(module, Conv):
+        module.__class__ = type("OwnConv", (Conv,), {"forward": lambda self, x: Conv.forward(self, x) * 1.5})
+    expected = plain(random_images(tiny), noise()).nats_per_dim
+    assert not torch.allclose(expected, before, rtol=1e-6)
+    found = fast.prepare(copy.deepcopy(plain))(random_images(tiny), noise()).nats_per_dim
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_subclass_of_the_model_is_left_as_it_is(tiny: Config) -> None:
+    class Own(VDVAE):
+        pass
+
+    model = fast.prepare(Own(tiny.model))
+    assert type(model) is Own
+    kinds = {type(module) for module in model.modules()}
+    assert Block in kinds and TopDownBlock in kinds and not kinds & {FastBlock, FastTopDownBlock}
+
+    def function(x: Tensor) -> Tensor:
+        return x
+
+    assert fast.recorded(function, model) is function
+
+
+@pytest.mark.parametrize("group", [1, 3])
+@pytest.mark.parametrize("resolution", [1, 8, 32])
+def test_checkpointing_changes_no_gradient(group: int, resolution: int) -> None:
+    """To the bit, in a prepared model and in a plain one."""
+    overrides = [
+        "model.image_channels=3",
+        "data.dataset=cifar10",
+        "model.image_size=32",
+        f"model.stochastic_group={group}",
+    ]
+    blocks = ["model.enc_blocks=32d4,8x2,8d8,1x1", "model.dec_blocks=1x1,8m1,8x2,32m8,32x1"]
+    config = load_config(str(TINY), [*overrides, *blocks])
+    for prepares in (False, True):
+        gradients = []
+        for checkpoints in (False, True):
+            model = live_model(config)
+            if prepares:
+                fast.prepare(model)
+            if checkpoints:
+                fast.checkpoint_blocks(model, resolution)
+            model(random_images(config), noise()).nats_per_dim.mean().backward()
+            gradients.append([parameter.grad for parameter in model.parameters()])
+        for a, b in zip(*gradients, strict=True):
+            assert a is not None and b is not None
+            assert torch.equal(a, b)

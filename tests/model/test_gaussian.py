@@ -6,7 +6,6 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from vdvae import DiagonalGaussian
-from vdvae.model.gaussian import sample_and_rate
 
 
 def random_gaussian(seed: int) -> DiagonalGaussian:
@@ -31,15 +30,3 @@ def test_temperature_scales_the_standard_deviation() -> None:
     q, noise = random_gaussian(0), torch.randn(2, 3, 4, 4)
     assert torch.equal(q.sample(noise, 0.0), q.mean)
     torch.testing.assert_close(q.sample(noise, 0.5) - q.mean, 0.5 * (q.sample(noise) - q.mean))
-
-
-def test_sample_and_rate_against_their_definitions() -> None:
-    """Values, and gradients by finite differences."""
-    generator = torch.Generator().manual_seed(0)
-    q, p = (torch.randn(2, 3, 3, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    noise = torch.randn(2, 3, 3, 4, generator=generator, dtype=torch.float64)
-    posterior, prior = (DiagonalGaussian(*x.permute(0, 3, 1, 2).chunk(2, 1)) for x in (q, p))
-    z, rate = sample_and_rate(q, p, noise, 0.7)
-    torch.testing.assert_close(z, posterior.sample(noise.permute(0, 3, 1, 2), 0.7).permute(0, 2, 3, 1))
-    torch.testing.assert_close(rate, posterior.kl(prior).sum((1, 2, 3)))
-    assert torch.autograd.gradcheck(lambda q, p: sample_and_rate(q, p, noise, 0.7), (q, p))

@@ -32,7 +32,7 @@ def test_one_subpixel_sums_to_one(bits: int, channels: int, spread: float) -> No
     earlier = [torch.full((1, 1, 1, 1), x) for x in (-0.7, 0.4)]
     for c in range(channels):
         means = mixture._conditional_mean(c, earlier)[:, None]
-        log_mass, _, _ = _log_mass(level, means, mixture.log_scales[:, c : c + 1], binning)  # [pixels, K, M, 1, 1]
+        log_mass = _log_mass(level, means, mixture.log_scales[:, c : c + 1], binning)  # [pixels, K, M, 1, 1]
         per_logistic = log_mass.exp().sum(1)  # [pixels, M, 1, 1]
         torch.testing.assert_close(per_logistic, torch.ones_like(per_logistic), rtol=0, atol=1e-5)
         total = (log_mass + mixture.logits.log_softmax(1)[:, None]).exp().sum((1, 2))

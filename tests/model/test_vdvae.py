@@ -14,7 +14,6 @@ from torch import Tensor
 from tests.conftest import random_model
 from vdvae import VDVAE, ModelConfig
 from vdvae.config import Config
-from vdvae.model.arguments import Temperature
 
 
 @pytest.fixture
@@ -51,7 +50,7 @@ def test_encode_agrees_with_forward(model: VDVAE, images: Tensor) -> None:
 
 def test_encode_first_layers(model: VDVAE, images: Tensor) -> None:
     first = model.encode(images, layers=2, generator=seeded())
-    assert [tuple(latent.z.shape) for latent in first] == [(3, *shape) for shape in model.decoder.latent_shapes[:2]]
+    assert [tuple(latent.z.shape) for latent in first] == [(3, *shape) for shape in model.latent_shapes[:2]]
     for latent, other in zip(first, model.encode(images, generator=seeded()), strict=False):
         assert torch.equal(latent.z, other.z)
 
@@ -83,20 +82,6 @@ def test_sample_is_seeded_and_uint8(model: VDVAE) -> None:
     assert a.shape == (4, 1, 28, 28)
     assert not torch.equal(a, b)
     assert torch.equal(b, model.sample(4, generator=seeded(1)))
-
-
-def test_rows_of_samples_are_those_of_one_temperature_each(model: VDVAE) -> None:
-    """From the same noise; but for pixels that rounding takes to a neighbouring level."""
-    temperatures: list[Temperature] = [1.0, {1: 0.9, 7: 0.5}, 0.0]
-    rows = model.sample_rows(3, temperatures, torch.Generator().manual_seed(5))
-    assert rows.shape == (3, 3, *model.image_shape)
-    for row, temperature in zip(rows, temperatures, strict=True):
-        alone = model.sample(3, temperature, generator=torch.Generator().manual_seed(5))
-        assert (row == alone).float().mean() > 0.99
-    refused: list[tuple[int, list[Temperature]]] = [(0, [1.0]), (1, []), (1, [-1.0])]
-    for count, wrong in refused:
-        with pytest.raises(ValueError, match="must be"):
-            model.sample_rows(count, wrong)
 
 
 def test_temperature_zero_takes_no_noise(model: VDVAE) -> None:

@@ -1,0 +1,140 @@
+"""A function of tensors that is recorded in one run and then repeated from its record: one class, two recorders.
+
+Much of what a deep and narrow model does is not arithmetic but what surrounds it: Python, autograd's graph, the
+allocator, launches of kernels. None of that depends on the numbers, so it need not be done again. On a CPU the record
+is a list of operations (`operations`), on a GPU a CUDA graph (`cuda_graph`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
+
+from vdvae.fast import cuda_graph, operations
+
+Result = TypeVar("Result")
+
+
+class Recorded(Generic[Result]):
+    """A function that is run once for arguments of a kind, and then repeated from its record, to the same bits.
+
+    Arguments are of one kind where their tensors have the same shapes, strides and dtypes, their numbers the same types
+    and values, and grad mode and autocast are the same. What is returned is the caller's own: no gradient flows through
+    it, and no later call changes it. Whatever else the function reads or changes, it must do with tensors that stay
+    where they are: `watched` tells which, and where one of them has moved, all is recorded anew.
+
+    Args:
+        function: takes tensors and numbers, and last a generator, the source of all its noise; returns tensors,
+            in any nesting, or None.
+        watched: gives the tensors that the function finds elsewhere, such as weights and gradients.
+        changed: those of them that it changes.
+        device: where it works.
+
+    Raises:
+        ValueError: in the first call of a kind, for what no record can repeat: the function looks at a number in a
+            tensor (`item`, `tolist`, `numpy`, `equal`), makes a tensor whose shape depends on numbers, changes an
+            argument or a tensor that `changed` does not tell, or takes or returns something else than above.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Result],
+        watched: Callable[[], Iterable[Tensor]],
+        changed: Sequence[Tensor] = (),
+        device: torch.device | None = None,
+    ) -> None:
+        self.function = function
+        self.watched = watched
+        self.changed = changed
+        self.device = device or torch.device("cpu")
+        self.generator = torch.Generator(self.device)
+        self._places: list[tuple[int, bool]] = []
+        self._records: dict[object, Callable[[Sequence[Tensor]], Any]] = {}
+
+    def __call__(self, *arguments: Any) -> Result:
+        """function(*arguments)"""
+        inputs, generator = arguments[:-1], arguments[-1]
+        leaves, structure = tree_flatten(inputs)
+        kind = (structure, _ambient(self.device), *map(_kind, leaves))
+        places = [(tensor.data_ptr(), tensor.requires_grad) for tensor in self.watched()]
+        if places != self._places:
+            self._records.clear()
+            self._places = places
+        self.generator.set_state(generator.get_state())
+        if kind in self._records:
+            result = self._records[kind]([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        else:
+            result = self._record(inputs, kind)
+        generator.set_state(self.generator.get_state())
+        return cast("Result", result)
+
+    def _record(self, inputs: tuple[Any, ...], kind: object) -> Any:
+        own = tree_map_only(Tensor, torch.clone, inputs)
+        tensors = [leaf for leaf in tree_leaves(own) if isinstance(leaf, Tensor)]
+        recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
+
+        def run() -> Any:
+            with _Closed(), _Steady():
+                result = self.function(*own, self.generator)
+            for leaf in tree_leaves(result):
+                if not (leaf is None or isinstance(leaf, Tensor)):
+                    raise ValueError(f"a recorded function returns tensors, and no {type(leaf).__name__} among them")
+            if any(not tensor.is_inference() and tensor._version for tensor in tensors):
+                raise ValueError("a recorded function must not change its arguments; have it return the result")
+            return result
+
+        result, self._records[kind] = recorder(run, tensors, self.changed, self.generator)
+        return result
+
+
+LOOKS = "a function that looks at a number cannot be recorded, because the next one can be another"
+LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+"""Methods that take numbers out of a tensor without an operation."""
+MASKS = (torch.bool, torch.uint8)
+
+
+class _Closed(TorchFunctionMode):
+    """Lets no number out of a tensor past the operations."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in LEAVING:
+            raise ValueError(f"{LOOKS}: {function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+class _Steady(TorchDispatchMode):
+    """Refuses operations that look at numbers, or whose results have a shape that depends on them."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.data_dependent_output in function.tags:
+            raise ValueError(f"{LOOKS}: {function.name()}")
+        indexes = function is torch.ops.aten.index.Tensor and not any(
+            i.dtype in MASKS for i in args[1] if i is not None
+        )
+        if torch.Tag.dynamic_output_shape in function.tags and not indexes:
+            raise ValueError(f"a function that makes a shape of numbers cannot be recorded: {function.name()}")
+        return function(*args, **(kwargs or {}))
+
+
+def _kind(value: object) -> object:
+    if isinstance(value, Tensor):
+        if value.requires_grad:
+            raise ValueError(
+                "arguments of a recorded function must not require gradients, which end there; detach them"
+            )
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return type(value), repr(value)  # 0.0 and -0.0 are equal
+    raise ValueError(f"a recorded function takes tensors, numbers and a generator, not {type(value).__name__}")
+
+
+def _ambient(device: torch.device) -> object:
+    """What changes the operations of a function besides its arguments."""
+    autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast
