@@ -4,6 +4,7 @@ around them. Each has the tensors that it reads and writes, in memory that was s
 
 from __future__ import annotations
 
+import weakref
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -120,20 +120,18 @@ class _Record(TorchDispatchMode):
         """A tensor on each memory that an operation found but none made; kept, so that it is not given away."""
         self.returned: Any = None
         """What the function returned, with a `_View` in the place of every tensor."""
-        self._memories: dict[int, int] = {}
-        self._kept: list[StorageWeakRef] = []  # so that no address is given to another
+        self._memories: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}  # by address, while they live
         self._may_change = {_address(tensor) for tensor in (*inputs, *changed)}  # the former are looked at later
 
     def view(self, tensor: Tensor) -> _View:
         """Of a tensor that the function knows."""
         if tensor.device.type != "cpu":
             raise ValueError(f"a function that works on {tensor.device.type} cannot be recorded on a CPU")
-        address = _address(tensor)
-        if address not in self._memories:
+        memory = self._memory(tensor)
+        if memory is None:
             self.outside[len(self.bytes)] = tensor
-            self._begin_memory(tensor)
-        size, stride = tensor.size(), tensor.stride()
-        return _View(self._memories[address], tensor.dtype, int(tensor.storage_offset()), size, stride)
+            memory = self._begin_memory(tensor)
+        return _View(memory, tensor.dtype, int(tensor.storage_offset()), tensor.size(), tensor.stride())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -142,7 +140,7 @@ class _Record(TorchDispatchMode):
         args_views, kwargs_views = tree_map_only(Tensor, self.view, (args, kwargs))
         given = {_address(tensor) for tensor in _tensors((args, kwargs))}
         for tensor in _written(function, args, kwargs):
-            if self._memories[_address(tensor)] in self.outside and _address(tensor) not in self._may_change:
+            if self._memory(tensor) in self.outside and _address(tensor) not in self._may_change:
                 raise ValueError(
                     "a recorded function changes a tensor from elsewhere that it was not told of: "
                     f"{function.name()} on {list(tensor.shape)}"
@@ -158,10 +156,15 @@ class _Record(TorchDispatchMode):
             self.operations.append(_Operation(function, args_views, kwargs_views, results))
         return returned
 
-    def _begin_memory(self, tensor: Tensor) -> None:
-        self._memories[_address(tensor)] = len(self.bytes)
-        self._kept.append(StorageWeakRef(tensor.untyped_storage()))
+    def _memory(self, tensor: Tensor) -> int | None:
+        """That of a tensor, if an operation has seen it."""
+        memory, storage = self._memories.get(_address(tensor), (None, None))
+        return memory if storage and storage() is not None else None  # another may be where one was that is gone
+
+    def _begin_memory(self, tensor: Tensor) -> int:
+        self._memories[_address(tensor)] = len(self.bytes), weakref.ref(tensor.untyped_storage())
         self.bytes.append(tensor.untyped_storage().nbytes())
+        return len(self.bytes) - 1
 
 
 class _Heap:
