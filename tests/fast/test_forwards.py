@@ -231,3 +231,34 @@ def test_checkpointing_changes_no_gradient(group: int, resolution: int) -> None:
         for a, b in zip(*gradients, strict=True):
             assert a is not None and b is not None
             assert torch.equal(a, b)
+
+
+def test_second_derivatives_of_a_prepared_model(tiny: Config) -> None:
+    """A gradient penalty, as the plain model has it."""
+    plain = live_model(tiny)
+    prepared = fast.prepare(copy.deepcopy(plain))
+    penalties = []
+    for model in (plain, prepared):
+        parameters = list(model.parameters())
+        loss = model(random_images(tiny), noise()).nats_per_dim.mean()
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        penalty = torch.stack([gradient.square().sum() for gradient in gradients]).sum()
+        penalties.append(torch.autograd.grad(penalty, parameters))
+    for expected, found in zip(*penalties, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-4 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    "place", ["decoder.dec_blocks.1.prior.c4", "decoder.dec_blocks.1.enc", "encoder.enc_blocks.1.c4"]
+)
+def test_patched_forwards_and_backward_hooks_are_not_gone_past(tiny: Config, place: str) -> None:
+    model = live_model(tiny)
+    module = model.get_submodule(place)
+    original, called = module.forward, []
+    module.forward = lambda *inputs: original(*inputs) * 1.5
+    module.register_full_backward_hook(lambda *_: called.append(1))
+    expected = model(random_images(tiny), noise()).nats_per_dim
+    found = fast.prepare(model)(random_images(tiny), noise()).nats_per_dim
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+    found.sum().backward()
+    assert called

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -327,3 +328,56 @@ def test_an_error_of_the_function_is_its_own_and_leaves_no_record() -> None:
     for _ in range(3):
         assert torch.equal(replay(torch.ones(2), noise(0)), torch.full((2,), 2.0))
     assert calls == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x, generator: x.t_() + 1, "changes the shape of a tensor in place|must not change"),
+        (lambda x, generator: (x + 1).unsqueeze_(0), "changes the shape of a tensor in place"),
+        (lambda x, generator: (x + 1).quantile(torch.tensor([0.2, 0.5])), "changes the shape of a tensor in place"),
+        (lambda x, generator: torch.complex(x, x).conj() * 1j, "conjugates tensors"),
+        (lambda x, generator: copy.deepcopy(x), "looks at a number"),
+    ],
+)
+def test_other_things_that_no_record_can_repeat(function: Callable[..., Tensor], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Recorded(function, list)(torch.ones(2, 3), noise(0))
+
+
+def test_operations_with_several_results() -> None:
+    replay = Recorded(lambda x, generator: [*torch.linalg.qr(x), *torch.linalg.svd(x), *x.max(0)], list)
+    for seed in range(4):
+        x = random(3, 3, seed=seed)
+        expected = [*torch.linalg.qr(x), *torch.linalg.svd(x), *x.max(0)]
+        assert all(torch.equal(a, b) for a, b in zip(replay(x, noise(0)), expected, strict=True))
+
+
+def test_a_record_inside_a_record_is_none() -> None:
+    inner = Recorded(lambda x, generator: x + torch.randn(x.shape, generator=generator), list)
+    outer = Recorded(lambda x, generator: inner(x, generator) * 2, list)
+    for seed in range(4):
+        expected = (1 + torch.randn(3, generator=noise(seed))) * 2
+        assert torch.equal(outer(torch.ones(3), noise(seed)), expected)
+
+
+def test_gradients_that_are_not_there_are_refused() -> None:
+    layer = nn.Linear(3, 2)
+    changed = [torch.zeros(1)]
+
+    def backward(x: Tensor, generator: torch.Generator) -> None:
+        layer(x).sum().backward()
+
+    with pytest.raises(ValueError, match=r"give weights a \.grad before"):
+        Recorded(backward, layer.parameters, changed)(torch.ones(1, 3), noise(0))
+
+
+def test_an_outer_autocast_leaves_no_old_weights() -> None:
+    layer = nn.Linear(3, 2)
+    replay = Recorded(lambda x, generator: layer(x), layer.parameters)
+    for _ in range(4):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = layer(torch.ones(1, 3))
+            assert torch.equal(replay(torch.ones(1, 3), noise(0)), expected)
+        with torch.no_grad():
+            layer.weight.add_(1)

@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 
 def prepare(model: VDVAE) -> VDVAE:
     """Makes a model fast, for training, evaluation and sampling, and returns it. Weights, and results but for rounding,
-    stay; hooks of inner modules, second derivatives and `torch.func` are for models that were not prepared.
+    stay; hooks, wrappers and pruning that come later are for models that were not prepared.
 
     Modules that are not exactly the model's own keep their forward pass, and so does what would go past them; a
     subclass of `VDVAE` is left as it is.

@@ -1,7 +1,7 @@
 """Forward passes that compute what the model's own compute in fewer and cheaper passes over memory.
 
 They are put in by class, for modules that are exactly the model's own: a subclass, a wrapper or a foreign block keeps
-its forward pass, and so does what would go past it. Weights, names and signatures stay. First derivatives only.
+its forward pass, and so does what would go past it. Weights, names and signatures stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
@@ -31,13 +30,19 @@ class FastConv(Conv):
 
 
 class _Convolution(torch.autograd.Function):
+    """Its backward pass consists of operations that can be differentiated again."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         wanted, padding = [ctx.needs_input_grad[0], True, False], [weight.shape[-1] // 2] * 2
@@ -189,4 +194,5 @@ def _can_be_fast(block: nn.Module) -> bool:
 
 
 def _is_own(module: nn.Module) -> bool:
-    return type(module) in (FastConv, FastBlock) and not (module._forward_hooks or module._forward_pre_hooks)
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in (FastConv, FastBlock) and not any(hooks) and "forward" not in vars(module)

@@ -94,7 +94,7 @@ class _Operation:
     def writing_form(self) -> tuple[OpOverload, list[str]] | None:
         """See the function of this name; None also where it returned fewer tensors than that would write."""
         form = _writing_form(self.function)
-        return form if form and len(form[1]) == len(self.new) else None
+        return form if form and len(form[1]) == len(self.new) == 1 else None
 
     @property
     def writes_where_told(self) -> bool:
@@ -127,6 +127,8 @@ class _Record(TorchDispatchMode):
         """Of a tensor that the function knows."""
         if tensor.device.type != "cpu":
             raise ValueError(f"a function that works on {tensor.device.type} cannot be recorded on a CPU")
+        if tensor.is_conj() or tensor.is_neg():
+            raise ValueError("a function that conjugates tensors without computing it cannot be recorded")
         memory = self._memory(tensor)
         if memory is None:
             self.outside[len(self.bytes)] = tensor
@@ -135,6 +137,8 @@ class _Record(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.inplace_view in function.tags:
+            raise ValueError(f"a function that changes the shape of a tensor in place cannot be recorded: {function}")
         if function is aten.lift_fresh.default:  # a constant made by Python, which the function may change
             function = aten.clone.default
         args_views, kwargs_views = tree_map_only(Tensor, self.view, (args, kwargs))

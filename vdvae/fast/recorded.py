@@ -7,6 +7,7 @@ is a list of operations (`operations`), on a GPU a CUDA graph (`cuda_graph`).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 from vdvae.fast import cuda_graph, operations
 
 Result = TypeVar("Result")
+MOST_KINDS = 64
+_thread = threading.local()
 
 
 class Recorded(Generic[Result]):
@@ -26,8 +29,9 @@ class Recorded(Generic[Result]):
 
     Arguments are of one kind where their tensors have the same shapes, strides and dtypes, their numbers the same types
     and values, and grad mode and autocast are the same. What is returned is the caller's own: no gradient flows through
-    it, and no later call changes it. Whatever else the function reads or changes, it must do with tensors that stay
-    where they are: `watched` tells which, and where one of them has moved, all is recorded anew.
+    it, and no later call changes it. Whatever else the function reads or changes must be tensors that stay where they
+    are: `watched` tells which, and where one of them has moved, all is recorded anew. What it does with other things is
+    not repeated. Of the last `MOST_KINDS` kinds, records are kept; threads take turns; inside another, it is no record.
 
     Args:
         function: takes tensors and numbers, and last a generator, the source of all its noise; returns tensors,
@@ -54,15 +58,24 @@ class Recorded(Generic[Result]):
         self.changed = changed
         self.device = device or torch.device("cpu")
         self.generator = torch.Generator(self.device)
-        self._places: list[tuple[int, bool]] = []
+        self._lock = threading.Lock()
+        self._places: list[tuple[object, ...]] = []
         self._records: dict[object, Callable[[Sequence[Tensor]], Any]] = {}
 
     def __call__(self, *arguments: Any) -> Result:
         """function(*arguments)"""
+        if getattr(_thread, "is_recording", False):
+            return self.function(*arguments)
+        with self._lock:
+            return self._call(arguments)
+
+    def _call(self, arguments: tuple[Any, ...]) -> Result:
         inputs, generator = arguments[:-1], arguments[-1]
         leaves, structure = tree_flatten(inputs)
         kind = (structure, _ambient(self.device), *map(_kind, leaves))
-        places = [(tensor.data_ptr(), tensor.requires_grad) for tensor in self.watched()]
+        places: list[tuple[object, ...]] = [
+            (t.data_ptr(), t.requires_grad, t.dtype, t.stride()) for t in self.watched()
+        ]
         if places != self._places:
             self._records.clear()
             self._places = places
@@ -80,8 +93,11 @@ class Recorded(Generic[Result]):
         recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
 
         def run() -> Any:
+            without = [tensor for tensor in self.watched() if tensor.is_leaf and tensor.grad is None]
             with _Closed(), _Steady():
                 result = self.function(*own, self.generator)
+            if any(tensor.grad is not None for tensor in without):
+                raise ValueError("a recorded function adds to gradients that are there; give weights a .grad before")
             for leaf in tree_leaves(result):
                 if not (leaf is None or isinstance(leaf, Tensor)):
                     raise ValueError(f"a recorded function returns tensors, and no {type(leaf).__name__} among them")
@@ -89,12 +105,20 @@ class Recorded(Generic[Result]):
                 raise ValueError("a recorded function must not change its arguments; have it return the result")
             return result
 
-        result, self._records[kind] = recorder(run, tensors, self.changed, self.generator)
+        torch.clear_autocast_cache()  # whose copies of weights are no weights
+        _thread.is_recording = True
+        try:
+            result, record = recorder(run, tensors, self.changed, self.generator)
+        finally:
+            _thread.is_recording = False
+        if len(self._records) == MOST_KINDS:
+            del self._records[next(iter(self._records))]
+        self._records[kind] = record
         return result
 
 
 LOOKS = "a function that looks at a number cannot be recorded, because the next one can be another"
-LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
+LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__}
 """Methods that take numbers out of a tensor without an operation."""
 MASKS = (torch.bool, torch.uint8)
 

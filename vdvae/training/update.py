@@ -141,7 +141,7 @@ def with_own_steps(optimizer: dict[str, Any]) -> dict[str, Any]:
     memory as weights do, which they did not before November 2026: an optimiser takes both as they are.
     """
     own = {
-        i: {name: value.clone() if name == "step" else value.contiguous() for name, value in of_one.items()}
+        i: {name: value.clone(memory_format=torch.contiguous_format) for name, value in of_one.items()}
         for i, of_one in optimizer["state"].items()
     }
     return {**optimizer, "state": own}
