@@ -49,7 +49,7 @@ def main() -> None:
         temperatures = args.temperatures or ([1.0, 0.9, 0.8, 0.7] if is_grid else [1.0])
         if not is_grid and len(temperatures) > 1:
             raise UserError("a folder or .npz takes one temperature, such as 0.9 or 1:1.0,16:0.8; a grid takes several")
-        model = open_model(args)
+        model = fast.prepare(open_model(args))
         set_matmul_precision(args.precision)
         with autocast(model.device, args.precision):
             if is_grid:

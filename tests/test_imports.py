@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "data": {"data", "model", *LEAVES},
     "fast": {"fast", "model"},
     "benchmark": {"benchmark", "fast", "evaluation", "training", "config", "data", "model", *LEAVES},
-    "command_line": {"pretrained", "fast", "data", "model", *LEAVES},
+    "command_line": {"pretrained", "data", "model", *LEAVES},
     "config": {"data", "training", "model", *LEAVES},
     "training": {"training", "released", "fast", "config", "model", *LEAVES},
     "evaluation": {"evaluation", "fast", "data", "model", *LEAVES},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vdvae import distributed, fast
+from vdvae import distributed
 from vdvae.data.pictures import BACKGROUNDS
 from vdvae.errors import CommandLine, UserError
 from vdvae.model.arguments import Temperature, check_layers
@@ -38,12 +38,12 @@ def find_model(args: argparse.Namespace) -> Pretrained:
 
 
 def open_model(args: argparse.Namespace, found: Pretrained | None = None) -> VDVAE:
-    """The model that the arguments name, made fast, on its device, multiplying in fp32; errors as for `find_model`,
-    which may have been called before.
+    """The model that the arguments name, on its device, multiplying in fp32; errors as for `find_model`, which may
+    have been called before.
     """
     set_matmul_precision("fp32")
     device = distributed.pick_device(args.device)
-    return fast.prepare((found or find_model(args)).model(device))
+    return (found or find_model(args)).model(device)
 
 
 def add_images(parser: CommandLine, nargs: str, instead: str = "") -> None:
