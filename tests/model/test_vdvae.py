@@ -69,6 +69,20 @@ def test_images_do_not_depend_on_the_rest_of_their_batch(model: VDVAE, images: T
         torch.testing.assert_close(a.z[1:2], b.z, rtol=1e-4, atol=1e-5)
 
 
+def test_images_may_lie_in_memory_as_they_like(model: VDVAE, images: Tensor) -> None:
+    """The same bits for all layouts, those of arrays `[N, H, W, C]` among them."""
+    expected = model(images, seeded()).nats_per_dim
+    as_array = images.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    for given in (
+        as_array,
+        images.expand(3, 1, 28, 28),
+        torch.stack([images, images], -1)[..., 0],
+        images.mT.clone().mT,
+    ):
+        assert torch.equal(given, images)
+        assert torch.equal(model(given, seeded()).nats_per_dim, expected)
+
+
 def test_none_takes_a_layer_from_the_prior(model: VDVAE, images: Tensor) -> None:
     z = [latent.z for latent in model.encode(images, generator=seeded())]
     by_none = model.decode([z[0], None, z[2]], temperature=0.0, output="mean")

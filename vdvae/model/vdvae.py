@@ -287,7 +287,8 @@ class VDVAE(LatentVariableModel):
 
     def features(self, images: Tensor) -> dict[int, Tensor]:
         """What the encoder makes of checked images, by resolution."""
-        return self.encoder(channels_last((images.to(self.dtype) + self.config.input_shift) * self.config.input_scale))
+        x = images.to(self.dtype, memory_format=torch.contiguous_format)  # the same bits however images lay in memory
+        return self.encoder(channels_last((x + self.config.input_shift) * self.config.input_scale))
 
     def run(
         self,
