@@ -16,9 +16,8 @@ def compile_blocks(model: VDVAE) -> None:
     for block in [*model.encoder.enc_blocks, *model.decoder.dec_blocks]:
         block.compile(dynamic=False)
     out_net = model.decoder.out_net
-    distribution = out_net.distribution
-
-    if type(out_net) is MixtureNet:
+    if type(out_net) is MixtureNet:  # of another likelihood, nothing is known
+        distribution = out_net.distribution
 
         class CompiledMixture(Mixture):
             log_prob = torch.compile(Mixture.log_prob, dynamic=False)

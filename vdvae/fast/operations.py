@@ -92,7 +92,9 @@ class _Operation:
 
     @property
     def writing_form(self) -> tuple[OpOverload, list[str]] | None:
-        """See the function of this name; None also where it returned fewer tensors than that would write."""
+        """See the function of this name; None also for several results, which not every such form writes as it should,
+        and where the operation returned none.
+        """
         form = _writing_form(self.function)
         return form if form and len(form[1]) == len(self.new) == 1 else None
 
