@@ -157,8 +157,12 @@ def test_as_many_layers_as_variables() -> None:
 
 
 def test_two_modes_need_two_layers() -> None:
-    """A Gaussian is as far away as its variance says, 4.25."""
-    result = bimodal(steps=1000)
+    """A Gaussian is as far away as its variance says, 4.25.
+
+    Fitted as long as for the document: 20 seeds end between 0.011 and 0.030 nats. After 1,000 steps they
+    still end between 0.02 and 0.15, each machine's rounding choosing another.
+    """
+    result = bimodal()
     z, target, _, two_layers = result.densities.double()
     entropy = -target.xlogy(target).sum() * 0.02
     assert result.one_layer_kl == pytest.approx(0.5 * math.log(2 * math.pi * math.e * 4.25) - entropy.item(), abs=1e-3)
