@@ -36,12 +36,12 @@ def record(
         run: the work; returns tensors, in any nesting.
         inputs: the tensors that it is given, whose numbers change.
         changed: the other tensors that it changes.
-        generator: not needed here, because an operation that draws numbers knows it.
+        generator: the one that an operation may draw numbers from, besides PyTorch's own.
 
     Raises:
         ValueError: it did what no record can repeat.
     """
-    seen = _Record(inputs, changed)
+    seen = _Record(inputs, changed, generator)
     with seen:
         returned = tree_map_only(Tensor, torch.detach, run())
     seen.returned = tree_map_only(Tensor, seen.view, returned)
@@ -111,10 +111,11 @@ class _Operation:
 class _Record(TorchDispatchMode):
     """The operations of this thread from entering to leaving, in order."""
 
-    def __init__(self, inputs: Sequence[Tensor], changed: Sequence[Tensor]) -> None:
+    def __init__(self, inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator) -> None:
         super().__init__()
         self.inputs = inputs
         """What the function was given, and is given anew every time."""
+        self.generator = generator
         self.operations: list[_Operation] = []
         self.bytes: list[int] = []
         """of each memory"""
@@ -151,7 +152,11 @@ class _Record(TorchDispatchMode):
                     "a recorded function changes a tensor from elsewhere that it was not told of: "
                     f"{function.name()} on {list(tensor.shape)}"
                 )
+        state = self.generator.get_state()
         returned = function(*args, **kwargs)
+        draws = kwargs.get("generator") is not None and any(t.numel() for t in _tensors(returned))
+        if draws and torch.equal(state, self.generator.get_state()):
+            raise ValueError("a recorded function draws its noise from the generator that it is given, and no other")
         results: list[_View | None] = []
         for tensor in _tensors(returned):
             is_new = _address(tensor) not in given
