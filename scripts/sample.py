@@ -64,7 +64,7 @@ def main() -> None:
 def batches(model: VDVAE, temperature: Temperature, count: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """`count` samples, uint8 [n, C, H, W] at a time; a batch's noise depends on (seed, its index)."""
     starts = range(0, count, batch_size)
-    sample = fast.recorded(lambda number, noise: model.sample(number, temperature, generator=noise), model)
+    sample = fast.recorded_if_prepared(lambda number, noise: model.sample(number, temperature, generator=noise), model)
     for b, start in enumerate(tqdm(starts, "sampling", unit="batch", leave=False, disable=None)):
         noise = generator(model.device, seed, Purpose.PICTURES, b)
         yield sample(min(batch_size, count - start), noise)

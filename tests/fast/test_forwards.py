@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from tests.conftest import TINY
 from vdvae import VDVAE, fast
@@ -94,15 +97,13 @@ def test_latents(config: Config) -> None:
 
 
 def test_updates(config: Config) -> None:
-    """Ten of them, every other one with a gradient that is to be skipped: the same decisions, weights and EMA."""
+    """Ten of them, every other one with a gradient at the threshold: the same decisions, weights and EMA."""
     settings = replace(config.train, batch_size=6, max_steps=100, skip_threshold=1e5, ema_decay=0.9)
     prepared, plain = live_model(config), live_model(config)
     update, expected = Update(prepared, settings, CPU), Update(plain, replace(settings, fast=False), CPU)
-    factor = torch.ones(())
-    for model in (prepared, plain):
-        model.decoder.gain.register_hook(lambda gradient: gradient * factor)
     for step in range(10):
-        factor.fill_(1e9 if step % 2 else 1.0)
+        for threshold in (update.threshold, expected.threshold):
+            threshold.value.fill_(0.0 if step % 2 else 1e5)
         before = plain.decoder.gain.clone()
         update(random_images(config), step)
         expected(random_images(config), step)
@@ -112,6 +113,33 @@ def test_updates(config: Config) -> None:
     for model, other in ((prepared, plain), (update.ema.model, expected.ema.model)):
         for (name, a), b in zip(model.named_parameters(), other.named_parameters(), strict=True):
             torch.testing.assert_close(a, b[1], rtol=0, atol=0.05 * settings.lr, msg=name)
+
+
+def test_hooks_are_called_in_every_step(tiny: Config) -> None:
+    """Those that come after the first step too, of modules, of weights and of all modules."""
+    update = Update(VDVAE(tiny.model), tiny.train, CPU)
+    calls: list[str] = []
+
+    def step() -> list[str]:
+        calls.clear()
+        update(random_images(tiny, tiny.train.batch_size), 0)
+        return calls
+
+    block, gain = update.model.decoder.dec_blocks[0], update.model.decoder.gain
+    z_proj = update.model.get_submodule("decoder.dec_blocks.0.z_proj")
+    assert step() == []
+    hooks = {
+        "forward": lambda: block.register_forward_hook(lambda *_: calls.append("forward")),
+        "backward": lambda: z_proj.register_full_backward_hook(lambda *_: calls.append("backward")),
+        "weight": lambda: gain.register_hook(lambda _: calls.append("weight")),
+        "added": lambda: gain.register_post_accumulate_grad_hook(lambda _: calls.append("added")),
+        "all": lambda: register_module_forward_hook(lambda *_: calls.append("all")),
+    }
+    for name, register in hooks.items():
+        handle = register()
+        assert set(step()) == set(step()) == {name}
+        handle.remove()
+        assert step() == []
 
 
 def test_a_plain_step_has_nothing_fast_in_it(tiny: Config) -> None:
@@ -156,6 +184,17 @@ class OwnBlock(Block):
         return super().forward(x).tanh()
 
 
+class OwnConv(Conv):
+    """Another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * 1.5
+
+
+def _times(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    return forward(module, x) * 1.5
+
+
 @pytest.mark.parametrize(
     "place",
     [
@@ -171,24 +210,50 @@ class OwnBlock(Block):
         "decoder.out_net.out_conv",
     ],
 )
-@pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass"])
+@pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass", "forward"])
 def test_what_is_not_the_models_own_is_not_gone_past(tiny: Config, place: str, kind: str) -> None:
+    """Whether it comes before the model is prepared, or when a record of it exists already."""
     plain = live_model(tiny)
     before = plain(random_images(tiny), noise()).nats_per_dim
-    module = plain.get_submodule(place)
+    late = fast.prepare(copy.deepcopy(plain))
+    recorded = fast.recorded_if_prepared(lambda images, generator: late(images, generator).nats_per_dim, late)
+    for _ in range(2):
+        torch.testing.assert_close(recorded(random_images(tiny), noise()), before, rtol=2e-5, atol=2e-6)
+    for model in (plain, late):
+        change(model, place, kind)
+    expected = plain(random_images(tiny), noise()).nats_per_dim
+    assert not torch.allclose(expected, before, rtol=1e-6)
+    early = fast.prepare(copy.deepcopy(plain))
+    founds = [model(random_images(tiny), noise()).nats_per_dim for model in (early, late)]
+    founds += [recorded(random_images(tiny), noise()) for _ in range(2)]
+    for found in founds:
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_training_and_evaluation_are_told_apart(tiny: Config) -> None:
+    model = fast.prepare(live_model(tiny))
+    model.encoder.in_conv = nn.Sequential(model.encoder.in_conv, nn.Dropout(1.0))  # type: ignore[assignment]
+    rate = fast.recorded_if_prepared(lambda images, generator: model(images, generator).rate, model)
+    for trains in (True, True, False, False, True):
+        model.train(trains)
+        expected = model(random_images(tiny), noise()).rate
+        assert torch.equal(rate(random_images(tiny), noise()), expected)
+
+
+def change(model: nn.Module, place: str, kind: str) -> None:
+    """The module there has 1.5 times what it would return, or its tanh."""
+    module = model.get_submodule(place)
     parent, _, name = place.rpartition(".")
     if kind == "wrapper":
-        setattr(plain.get_submodule(parent), name, Foreign(module))
+        setattr(model.get_submodule(parent), name, Foreign(module))
     elif kind == "hook":
         module.register_forward_hook(lambda _module, _inputs, output: output * 1.5)
+    elif kind == "forward":
+        module.forward = partial(_times, type(module).forward, module)
     elif isinstance(module, Block):
         module.__class__ = OwnBlock
     elif isinstance(module, Conv):
-        module.__class__ = type("OwnConv", (Conv,), {"forward": lambda self, x: Conv.forward(self, x) * 1.5})
-    expected = plain(random_images(tiny), noise()).nats_per_dim
-    assert not torch.allclose(expected, before, rtol=1e-6)
-    found = fast.prepare(copy.deepcopy(plain))(random_images(tiny), noise()).nats_per_dim
-    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+        module.__class__ = OwnConv
 
 
 def test_a_subclass_of_the_model_is_left_as_it_is(tiny: Config) -> None:
@@ -203,7 +268,7 @@ def test_a_subclass_of_the_model_is_left_as_it_is(tiny: Config) -> None:
     def function(x: Tensor) -> Tensor:
         return x
 
-    assert fast.recorded(function, model) is function
+    assert fast.recorded_if_prepared(function, model) is function
 
 
 @pytest.mark.parametrize("group", [1, 3])

@@ -121,7 +121,7 @@ def sampling(setting: Setting, model: VDVAE, temperatures: list[float] | None = 
     set_matmul_precision(precision)
     if setting.config.train.fast:
         fast.prepare(model)
-    draw = fast.recorded(lambda noise: model.sample(batch, generator=noise), model)
+    draw = fast.recorded_if_prepared(lambda noise: model.sample(batch, generator=noise), model)
 
     def sample(step: int) -> object:
         with autocast(model.device, precision):
@@ -138,7 +138,7 @@ def evaluation(setting: Setting, model: VDVAE) -> Work:
     set_matmul_precision("fp32")
     if setting.config.train.fast:
         fast.prepare(model)
-    measure = fast.recorded(lambda images, noise: model(images, noise).nats_per_dim, model)
+    measure = fast.recorded_if_prepared(lambda images, noise: model(images, noise).nats_per_dim, model)
 
     def evaluate(step: int) -> object:
         return measure(images, generator(model.device, 0, Purpose.EVALUATION, step))

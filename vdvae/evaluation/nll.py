@@ -94,7 +94,7 @@ def evaluate(
         per_image = torch.cat([torch.stack(distortions, 1), terms.layer_rate], 1)
         return per_image, units.nats_of(run.latents) if counts else None
 
-    looked = fast.recorded(look, model)
+    looked = fast.recorded_if_prepared(look, model)
 
     def measure(rows: Rows, images: Tensor, noise: torch.Generator) -> Tensor:
         per_image, nats = looked(images, count_units and bool(rows[0] < UNIT_IMAGES), noise)
@@ -138,7 +138,7 @@ def evaluate_importance_weighted(
     An image's samples are drawn one after the other, so memory is that of `evaluate` however many they are, and its
     first is the one that `evaluate` draws. Other arguments and determinism as there.
     """
-    weigh = fast.recorded(lambda images, noise: model.log_weights(images, samples, noise, layers), model)
+    weigh = fast.recorded_if_prepared(lambda images, noise: model.log_weights(images, samples, noise, layers), model)
 
     def measure(rows: Rows, images: Tensor, noise: torch.Generator) -> Tensor:
         log_weights = weigh(images, noise).cpu().double()  # [samples, B]

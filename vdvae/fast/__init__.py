@@ -5,13 +5,15 @@ What each idea saves is in docs/performance.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
+
+from torch import Tensor, nn
 
 from vdvae.fast.allocator import give_back_freed_memory, keep_freed_memory
 from vdvae.fast.checkpointing import checkpoint_blocks
 from vdvae.fast.compiling import compile_blocks
-from vdvae.fast.forwards import FastVDVAE, swap_forwards
+from vdvae.fast.forwards import FastVDVAE, has_hooks, swap_forwards
 from vdvae.fast.recorded import Recorded
 from vdvae.model.vdvae import VDVAE
 
@@ -23,6 +25,7 @@ __all__ = [
     "keep_freed_memory",
     "prepare",
     "recorded",
+    "recorded_if_prepared",
 ]
 
 
@@ -31,20 +34,44 @@ Result = TypeVar("Result")
 
 def prepare(model: VDVAE) -> VDVAE:
     """Makes a model fast, for training, evaluation and sampling, and returns it. Weights, and results but for rounding,
-    stay; hooks, wrappers and pruning that come later are for models that were not prepared.
+    stay.
 
-    Modules that are not exactly the model's own keep their forward pass, and so does what would go past them; a
-    subclass of `VDVAE` is left as it is.
+    Modules that are not exactly the model's own keep their forward pass, and these and modules with hooks are called as
+    in a plain model, also where they come later. A subclass of `VDVAE` is left as it is.
     """
     if type(model) is VDVAE:
         swap_forwards(model)
     return model
 
 
-def recorded(function: Callable[..., Result], model: VDVAE) -> Callable[..., Result]:
-    """A function of tensors, numbers and a generator that asks a model, as `Recorded` where the model was prepared and
-    is on a CPU; otherwise the function itself.
+def recorded(
+    function: Callable[..., Result], model: nn.Module, found: Sequence[Tensor] = (), changed: Sequence[Tensor] = ()
+) -> Callable[..., Result]:
+    """A function of tensors, numbers and a generator that asks a model, as `Recorded` on the model's device. While the
+    model has hooks, which are Python and want to be called, it is the function itself.
+
+    Args:
+        function: see `Recorded`.
+        model: whose weights and buffers it reads.
+        found: other tensors that it finds elsewhere.
+        changed: tensors that it changes.
     """
-    if isinstance(model, FastVDVAE) and model.device.type == "cpu":
-        return Recorded(function, lambda: [*model.parameters(), *model.buffers()])
-    return function
+    device = next(model.parameters()).device
+    record = Recorded(function, lambda: [*_parts(model), *found, *changed], changed, device)
+    return lambda *arguments: function(*arguments) if has_hooks(model) else record(*arguments)
+
+
+def recorded_if_prepared(function: Callable[..., Result], model: VDVAE) -> Callable[..., Result]:
+    """`recorded`, where the model was prepared and is on a CPU; otherwise the function itself."""
+    return recorded(function, model) if isinstance(model, FastVDVAE) and model.device.type == "cpu" else function
+
+
+def _parts(model: nn.Module) -> list[object]:
+    """Weights and buffers, and what decides which forward passes run; found faster than by `parameters`, because every
+    call looks at them.
+    """
+    parts: list[object] = []
+    for module in model.modules():
+        parts += [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
+        parts.append((module, type(module), module.training, vars(module).get("forward")))
+    return parts

@@ -1,17 +1,19 @@
 """Forward passes that compute what the model's own compute in fewer and cheaper passes over memory.
 
 They are put in by class, for modules that are exactly the model's own: a subclass, a wrapper or a foreign block keeps
-its forward pass, and so does what would go past it. Weights, names and signatures stay.
+its forward pass. A fast one that reads a weight past its module calls that module instead, as the plain one does,
+whenever it is another's or has hooks. Weights and names stay.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
 from vdvae.model.latents import Pass
@@ -58,15 +60,23 @@ class FastBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         """See `Block.forward`."""
         hidden = self.inner(self.c1(_gelu(x)))
-        if not self.residual:
-            return self.c4(hidden)
-        return _add_products(x, self.c4.bias, (hidden, self.c4.weight))
+        if self.residual and _is_own(self.c4):
+            return _add_products(x, self.c4.bias, (hidden, self.c4.weight))
+        hidden = self.c4(hidden)
+        return x + hidden if self.residual else hidden
 
     def inner(self, hidden: Tensor) -> Tensor:
         """What is between the first and the last convolution, `[B, middle_channels, r, r]` to the same."""
         hidden = self.c2(_gelu(hidden))
         hidden = self.c3(_gelu(hidden))
         return _gelu(hidden)
+
+
+class Features(NamedTuple):
+    """The encoder's state at a resolution, `[B, width, r, r]`, and its GELU, which all layers there share."""
+
+    state: Tensor
+    activated: Tensor
 
 
 class FastTopDownBlock(TopDownBlock):
@@ -81,12 +91,16 @@ class FastTopDownBlock(TopDownBlock):
         self,
         x: Tensor,
         condition: Tensor,
-        features: Tensor | None,
+        features: Tensor | Features | None,
         source: Source,
         noise: Tensor | None,
         temperature: float,
     ) -> tuple[Tensor, Latent]:
-        """See `TopDownBlock.forward`; `features` is what `FastDecoder` makes of them."""
+        """See `TopDownBlock.forward`."""
+        if isinstance(features, Tensor):
+            features = Features(features, _gelu(features))
+        if not (_is_own(self.prior, self.enc, self.z_proj) and _is_own(self.prior.c4, self.enc.c1)):
+            return super().forward(x, condition, features and features.state, source, noise, temperature)
         activated = _gelu(condition)
         hidden = self.prior.inner(self.prior.c1(activated))
         last = self.prior.c4
@@ -95,7 +109,7 @@ class FastTopDownBlock(TopDownBlock):
         p, q = _gaussian(_product(hidden, for_prior, prior_bias)), None
         if features is not None:
             by_condition, by_features = self.enc.c1.weight.split(self.width, 1)
-            both = _product(activated, by_condition, _rows(_product(features, by_features, self.enc.c1.bias)))
+            both = _product(activated, by_condition, _rows(_product(features.activated, by_features, self.enc.c1.bias)))
             q = _gaussian(self.enc.c4(self.enc.inner(both)))
         z = draw(source, p, q, noise, temperature)
         bias = state_bias + self.z_proj.bias
@@ -114,8 +128,10 @@ class FastDecoder(Decoder):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, list[Latent]]:
         """See `Decoder.forward`."""
-        activated = None if features is None else {r: _gelu(x) for r, x in features.items()}
-        return super().forward(batch, activated, sources, temperatures, generator)
+        given: dict[int, Any] | None = features
+        if features is not None and all(type(b) is FastTopDownBlock and not _has_hooks(b) for b in self.dec_blocks):
+            given = {r: Features(state, _gelu(state)) for r, state in features.items()}
+        return super().forward(batch, given, sources, temperatures, generator)
 
 
 class FastVDVAE(VDVAE):
@@ -169,30 +185,41 @@ def _add_products(state: Tensor, bias: Tensor, *products: tuple[Tensor, Tensor])
     return total.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
+def _is_own(*modules: nn.Module) -> bool:
+    """Whether calling these would do nothing but their forward passes here, so that one may go past them."""
+    return not _has_any_global_hook() and all(
+        type(m) in (FastConv, FastBlock) and not _has_hooks(m) and "forward" not in vars(m) for m in modules
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(own)
+
+
+FAST: dict[type[nn.Module], type[nn.Module]] = {
+    Conv: FastConv,
+    Block: FastBlock,
+    TopDownBlock: FastTopDownBlock,
+    Decoder: FastDecoder,
+    VDVAE: FastVDVAE,
+}
+
+
 def swap_forwards(model: VDVAE) -> None:
-    """Gives modules their fast classes, where all that these go past is the model's own and has no hooks: the top-down
-    blocks and their decoder all or none, since what passes between them differs.
-    """
+    """Gives modules their fast classes."""
     for module in model.modules():
-        if type(module) is Conv:
-            module.__class__ = FastConv
+        module.__class__ = FAST.get(type(module), type(module))
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Whether PyTorch calls any, of modules or of weights, while the model runs forward or backward."""
+    if _has_any_global_hook():
+        return True
     for module in model.modules():
-        if type(module) is Block and _is_own(module.c4):
-            module.__class__ = FastBlock
-    decoder = model.decoder
-    if type(decoder) is Decoder and all(map(_can_be_fast, decoder.dec_blocks)):
-        for block in decoder.dec_blocks:
-            block.__class__ = FastTopDownBlock
-        decoder.__class__ = FastDecoder
-    model.__class__ = FastVDVAE
-
-
-def _can_be_fast(block: nn.Module) -> bool:
-    if type(block) is not TopDownBlock or not all(map(_is_own, (block.prior, block.enc, block.z_proj))):
-        return False
-    return _is_own(block.prior.c4) and _is_own(block.enc.c1)
-
-
-def _is_own(module: nn.Module) -> bool:
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return type(module) in (FastConv, FastBlock) and not any(hooks) and "forward" not in vars(module)
+        if _has_hooks(module):
+            return True
+        for weight in module._parameters.values():
+            if weight is not None and (weight._backward_hooks or weight._post_accumulate_grad_hooks):
+                return True
+    return False

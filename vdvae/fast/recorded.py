@@ -31,12 +31,14 @@ class Recorded(Generic[Result]):
     and values, and grad mode and autocast are the same. What is returned is the caller's own: no gradient flows through
     it, and no later call changes it. Whatever else the function reads or changes must be tensors that stay where they
     are: `watched` tells which, and where one of them has moved, all is recorded anew. What it does with other things is
-    not repeated. Of the last `MOST_KINDS` kinds, records are kept; threads take turns; inside another, it is no record.
+    not repeated; those that decide what it does with tensors, `watched` tells too. Of the last `MOST_KINDS` kinds,
+    records are kept; threads take turns; inside another, it is no record.
 
     Args:
         function: takes tensors and numbers, and last a generator, the source of all its noise; returns tensors,
             in any nesting, or None.
-        watched: gives the tensors that the function finds elsewhere, such as weights and gradients.
+        watched: gives the tensors that the function finds elsewhere, such as weights and gradients, and any other
+            things that must be equal to what they were.
         changed: those of them that it changes.
         device: where it works.
 
@@ -49,7 +51,7 @@ class Recorded(Generic[Result]):
     def __init__(
         self,
         function: Callable[..., Result],
-        watched: Callable[[], Iterable[Tensor]],
+        watched: Callable[[], Iterable[object]],
         changed: Sequence[Tensor] = (),
         device: torch.device | None = None,
     ) -> None:
@@ -59,7 +61,7 @@ class Recorded(Generic[Result]):
         self.device = device or torch.device("cpu")
         self.generator = torch.Generator(self.device)
         self._lock = threading.Lock()
-        self._places: list[tuple[object, ...]] = []
+        self._found: list[object] = []
         self._records: dict[object, Callable[[Sequence[Tensor]], Any]] = {}
 
     def __call__(self, *arguments: Any) -> Result:
@@ -73,12 +75,10 @@ class Recorded(Generic[Result]):
         inputs, generator = arguments[:-1], arguments[-1]
         leaves, structure = tree_flatten(inputs)
         kind = (structure, _ambient(self.device), *map(_kind, leaves))
-        places: list[tuple[object, ...]] = [
-            (t.data_ptr(), t.requires_grad, t.dtype, t.stride()) for t in self.watched()
-        ]
-        if places != self._places:
+        found = list(map(_place, self.watched()))
+        if found != self._found:
             self._records.clear()
-            self._places = places
+            self._found = found
         self.generator.set_state(generator.get_state())
         if kind in self._records:
             result = self._records[kind]([leaf for leaf in leaves if isinstance(leaf, Tensor)])
@@ -93,7 +93,8 @@ class Recorded(Generic[Result]):
         recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
 
         def run() -> Any:
-            without = [tensor for tensor in self.watched() if tensor.is_leaf and tensor.grad is None]
+            tensors_found = [thing for thing in self.watched() if isinstance(thing, Tensor)]
+            without = [tensor for tensor in tensors_found if tensor.is_leaf and tensor.grad is None]
             with _Closed(), _Steady():
                 result = self.function(*own, self.generator)
             if any(tensor.grad is not None for tensor in without):
@@ -144,6 +145,12 @@ class _Steady(TorchDispatchMode):
         if torch.Tag.dynamic_output_shape in function.tags and not indexes:
             raise ValueError(f"a function that makes a shape of numbers cannot be recorded: {function.name()}")
         return function(*args, **(kwargs or {}))
+
+
+def _place(thing: object) -> object:
+    if isinstance(thing, Tensor):
+        return thing.data_ptr(), thing.requires_grad, thing.dtype, thing.stride()
+    return thing
 
 
 def _kind(value: object) -> object:

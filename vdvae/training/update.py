@@ -106,10 +106,7 @@ class Update:
         on_gpu = self.world.device.type == "cuda"
         if self.config.cuda_graph if on_gpu else self.config.replay and not self.config.compile:
             changed = [self.gradient, self.metrics.losses]
-            found = [self.loss_scale.value, *changed]  # besides the model's tensors
-            self.accumulate = fast.Recorded(
-                self._accumulate, lambda: [*self.model.parameters(), *found], changed, self.world.device
-            )
+            self.accumulate = fast.recorded(self._accumulate, self.model, [self.loss_scale.value], changed)
 
     def report(self) -> Report:
         """What happened since the last report. Every process must call this."""
