@@ -60,14 +60,16 @@ PHOTOGRAPHS = {
     ],
 }
 PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
-"""Of Python: import name -> distribution, folder of its photographs."""
+"""Python packages with photographs: import name -> distribution, folder of its photographs."""
 OPENCV = Path("/usr/share/doc/opencv-doc")
 
 
 def main() -> None:
     """Prepares the set, and prints what there is now."""
     parser = CommandLine(description="Prepares crops of the photographs that three packages ship.")
-    parser.add_argument("--opencv", type=Path, default=OPENCV, metavar="DIR", help=f"of opencv-doc; default: {OPENCV}")
+    parser.add_argument(
+        "--opencv", type=Path, default=OPENCV, metavar="DIR", help=f"folder of opencv-doc; default: {OPENCV}"
+    )
     parser.add_argument("--to", type=Path, default=Path(DataConfig.root), metavar="DIR", help="default: data")
     with exit_on_user_error():
         args = parser.parse_args()

@@ -52,16 +52,16 @@ from vdvae.training.progress import duration
 from vdvae.whole_file import whole_file
 
 LEARNING_RATE = 3e-3
-"""Of Adam, after WARMUP updates; it falls to 0 as a cosine."""
+"""Adam's, after WARMUP updates; it falls to 0 as a cosine."""
 WARMUP = 50
 GRAD_CLIP = 20.0
 """Few gradients are larger."""
 BATCHES = (1, 16)
 """Images drawn at once when sampling is timed."""
 LIKE_THE_RUN = ("num_mixtures", "binning", "input_shift", "input_scale")
-"""Of the run's model, besides the shape of the images."""
+"""Settings that are taken from the run's model, besides the shape of the images."""
 COLUMNS = 8
-"""Of the picture with samples."""
+"""Columns of the picture with samples."""
 
 Draw = Callable[[int, torch.Generator], Tensor]
 """From a number and a source of noise to so many images, uint8 [B, C, H, W]."""
@@ -152,9 +152,9 @@ class Figures:
     """What is measured of a model."""
 
     bits_per_dim: float
-    """Of all test images: a bound for the VDVAE, exact for the PixelCNN."""
+    """NLL of all test images: a bound for the VDVAE, exact for the PixelCNN."""
     standard_error: float
-    """of bits_per_dim, over images"""
+    """Standard error of bits_per_dim, over images."""
     parameters: int
     network_evaluations_per_sample: int
     seconds_per_sample: dict[int, float]
@@ -169,7 +169,7 @@ def main() -> None:
     length.add_argument("--minutes", type=float, metavar="M", help="train for so long instead")
     parser.add_argument("--width", type=int, default=48, help="channels of each stack")
     parser.add_argument("--depth", type=int, default=12, help="layers")
-    parser.add_argument("--repeats", type=int, default=3, help="of each timing")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each timing")
     parser.add_argument("--run_dir", type=Path, default=Path("runs/pixelcnn"), help="for weights.pt and samples.png")
     parser.add_argument("--json", type=Path, metavar="FILE")
     fast.keep_freed_memory()

@@ -100,7 +100,7 @@ class Construction(NamedTuple):
     variables: int
     levels: int
     values: int
-    """Of x, all of which are tried."""
+    """How many values x has; all are tried."""
     largest_difference: float
     """Between the ELBO of the identity posterior and the autoregressive log-likelihood, over all x; nats."""
     total_probability: float
@@ -171,7 +171,7 @@ class Learned(NamedTuple):
     """Binary, in x as in z."""
     steps: int
     entropy: list[float]
-    """Of each target, bits."""
+    """Entropy of each target, bits."""
     identity: list[list[float]]
     """The gap of the best VAE whose z is x, a list over numbers of layers; one layer has the multi-information."""
     autoregressive: list[list[float]]
@@ -318,7 +318,9 @@ class Loss(NamedTuple):
     """What independence within layers costs at least, nats."""
 
     multi_information: float
-    """Of the variables of a layer given those above, summed over layers: with conditionals of any shape."""
+    """Multi-information of the variables of a layer given those above, summed over layers: what conditionals of any
+    shape still lose.
+    """
     smallest_kl: float
     """With Gaussian conditionals."""
 

@@ -88,7 +88,7 @@ def command_line() -> CommandLine:
 
 
 def speed(args: argparse.Namespace) -> None:
-    """Of training, sampling or evaluation."""
+    """Measures the speed of training, sampling or evaluation."""
     with exit_on_user_error():
         check_at_least_one(args, "batch", "repeats", "rounds")
         if args.warmup < 0:
@@ -110,7 +110,7 @@ def speed(args: argparse.Namespace) -> None:
 
 
 def memory(args: argparse.Namespace) -> None:
-    """Of a training step."""
+    """Measures the memory of a training step."""
     with exit_on_user_error():
         check_at_least_one(args, "batch")
         settings, device = read_settings(args)

@@ -21,7 +21,9 @@ def main() -> None:
     parser = CommandLine(description="Converts runs from and to the four files of the released code.")
     ways = parser.add_subparsers(dest="way", required=True, metavar="import|export")
     into = ways.add_parser("import", help="a released set becomes a run directory that train.py resumes")
-    into.add_argument("prefix", metavar="PREFIX", help="of -model.th, -model-ema.th, -opt.th and -log.jsonl")
+    into.add_argument(
+        "prefix", metavar="PREFIX", help="what the files -model.th, -model-ema.th, -opt.th and -log.jsonl begin with"
+    )
     into.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="must not exist, or be empty")
     into.add_argument("--hps", help="presets as for train.py; default: the one that has these tensors")
     into.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.weight_decay=0.01")

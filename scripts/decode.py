@@ -28,11 +28,11 @@ def main() -> None:
     parser = ModelCommandLine(description="Latents to images; layers that are not given come from the prior.")
     parser.add_argument("latents", type=Path, help=".npz with `latents`, floats [N, D], as scripts/encode.py writes it")
     parser.add_argument(
-        "--temperature", type=parse_temperature, default=1.0, help="of the prior: a number, or as in 1:1.0,16:0.8"
+        "--temperature", type=parse_temperature, default=1.0, help="the prior's: a number, or as in 1:1.0,16:0.8"
     )
     parser.add_argument("--pixels", choices=("sample", "mean"), default="sample", help="drawn from p(x|z), or its mean")
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
-    parser.add_argument("--columns", type=int, default=8, help="of the grid")
+    parser.add_argument("--columns", type=int, default=8, help="columns of the grid")
     parser.add_argument("--out", type=Path, default=Path("decoded.png"), help="a .png, an .npz, or a folder")
     with exit_on_user_error():
         args = parser.parse_args()

@@ -38,7 +38,9 @@ def main() -> None:
     parser = ModelCommandLine(description="Images to an .npz of latents.")
     add_images(parser, nargs="+")
     add_layers(parser)
-    parser.add_argument("--mode", choices=("sample", "mean"), default="sample", help="of the posteriors")
+    parser.add_argument(
+        "--mode", choices=("sample", "mean"), default="sample", help="samples of the posteriors, or their means"
+    )
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
     parser.add_argument("--out", type=Path, default=Path("latents.npz"), help="an .npz file")
     with exit_on_user_error():

@@ -36,7 +36,9 @@ def main() -> None:
         metavar="K",
         help="also the bound with the lowest K layers, nearest to the image, from the prior (out-of-distribution)",
     )
-    parser.add_argument("--binning", choices=("exact", "released"), help="of the likelihood; default: the model's own")
+    parser.add_argument(
+        "--binning", choices=("exact", "released"), help="arithmetic of the likelihood; default: the model's own"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="e.g. data.root=/scratch/data")
     fast.keep_freed_memory()

@@ -74,14 +74,14 @@ def main() -> None:
 def command_line() -> CommandLine:
     """What can be asked for."""
     parser = CommandLine(description="Reruns a table or figure of the paper.")
-    parser.add_argument("name", help="of a file of experiments/")
+    parser.add_argument("name", help="a file of experiments/, without .yaml")
     parser.add_argument("--scale", choices=("full", "small"), default="small", help="default: small")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind; default: as the experiment says")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one per GPU, or per CPU core")
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where runs are kept"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="of table, pictures and JSON; default: results")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where table, pictures and JSON go; default: results")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--commands", action="store_true", help="only print the commands, for a cluster's queue")
     choice.add_argument("--gather", action="store_true", help="make no run; all must be there")

@@ -28,7 +28,9 @@ def main() -> None:
     parser = CommandLine(description="Figures of a run, as PNG files and for TensorBoard; needs matplotlib.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: figures/ in the run directory")
-    parser.add_argument("--device", default="auto", help="of the reconstructions; default: CUDA where there is one")
+    parser.add_argument(
+        "--device", default="auto", help="where reconstructions are computed; default: CUDA where there is one"
+    )
     with exit_on_user_error():
         args = parser.parse_args()
         figures.check_matplotlib()

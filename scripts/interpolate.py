@@ -23,7 +23,7 @@ def main() -> None:
     add_images(parser, nargs="+")
     add_layers(parser)
     parser.add_argument("--steps", type=int, default=9, help="images, the two ends included")
-    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="of the prior in the other layers")
+    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="the prior's, in the other layers")
     parser.add_argument("--out", type=Path, default=Path("interpolation.png"), help="a .png or .gif file")
     with exit_on_user_error():
         args = parser.parse_args()

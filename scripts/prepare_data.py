@@ -49,7 +49,7 @@ def main() -> None:
     folder.add_argument("--size", type=int, help="pixels; larger images are scaled down. Default: as they are")
     folder.add_argument("--crop", choices=("center",), help="take the middle square of images that are not square")
     folder.add_argument("--background", choices=tuple(BACKGROUNDS), help="behind transparent images")
-    folder.add_argument("--seed", type=int, default=0, help="of the split, without such folders")
+    folder.add_argument("--seed", type=int, default=0, help="what the split is drawn with, without such folders")
     folder.add_argument("--held_out", type=float, default=0.1, help="share of validation and test images together")
     folder.add_argument("--bits", type=int, default=8, help="at which the NLL is measured")
     folder.add_argument("--config", type=Path, metavar="FILE", help="default: configs/NAME.yaml")

@@ -25,7 +25,7 @@ def main() -> None:
     add_images(parser, nargs="*", instead="the split")
     parser.add_argument("--split", choices=("test", "valid", "train"), default="valid")
     parser.add_argument("--columns", type=int, default=8, help="the most images")
-    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="of the prior")
+    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="the prior's")
     parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png file")
     with exit_on_user_error():
         args = parser.parse_args()

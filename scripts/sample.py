@@ -35,7 +35,9 @@ def main() -> None:
         help="numbers, or by resolution as in 1:1.0,16:0.8, each from that resolution on. Default: 1, 0.9, 0.8, 0.7 "
         "for a grid, 1 otherwise",
     )
-    parser.add_argument("--columns", type=int, default=8, help="of the grid, which has a row for each temperature")
+    parser.add_argument(
+        "--columns", type=int, default=8, help="columns of the grid, which has a row for each temperature"
+    )
     parser.add_argument("--num_images", type=int, default=1000, help="in the folder or .npz")
     parser.add_argument("--batch_size", type=int, default=16, help="images at once")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how convolutions multiply")

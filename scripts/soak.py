@@ -239,7 +239,7 @@ class Soak:
         return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
     def losses(self, run: str) -> list[float]:
-        """Of each report."""
+        """The loss of each report."""
         return [line["bits_per_dim"] for line in self.log(run) if line["kind"] == "train"]
 
     def comparison(self, one: str, other: str) -> dict[str, Any]:
@@ -263,9 +263,9 @@ TRIALS = ("kill", "kill_one_of_two", "processes", "hosts", "stall")
 def main() -> None:
     """Runs the trials one after the other, and prints and writes their figures."""
     parser = CommandLine(description="Kills, cuts off and restarts small runs, and compares.")
-    parser.add_argument("trials", nargs="*", metavar="trial", help=f"of {', '.join(TRIALS)}; default: all")
-    parser.add_argument("--kills", type=int, default=50, help="of each of the trials that kill; default: 50")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("trials", nargs="*", metavar="trial", help=f"any of {', '.join(TRIALS)}; default: all")
+    parser.add_argument("--kills", type=int, default=50, help="kills in each of the trials that kill; default: 50")
+    parser.add_argument("--seed", type=int, default=0, help="what the moments are drawn with")
     parser.add_argument("--json", type=Path, metavar="FILE")
     with exit_on_user_error():
         args = parser.parse_args()

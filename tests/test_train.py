@@ -104,7 +104,7 @@ def test_a_streak_of_skipped_updates_ends_the_run(command: Command) -> None:
 
 
 def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(command: Command, tmp_path: Path) -> None:
-    """Of a set that is kept as image files; whichever process decodes it."""
+    """In a set that is kept as image files, whichever process decodes it."""
     names = [f"{i}.png" for i in range(8)]
     for name in names:
         iio.imwrite(tmp_path / name, np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))

@@ -20,10 +20,12 @@ class ModelCommandLine(CommandLine):
     def __init__(self, description: str) -> None:
         super().__init__(description=description)
         self.add_argument("model", help="run directory, checkpoint, or released .th file")
-        self.add_argument("--hps", help="of a released file, where its preset is not recognised: as for train.py")
-        self.add_argument("--weights", choices=("ema", "model"), help="of a run or checkpoint; default: ema")
+        self.add_argument("--hps", help="preset of a released file, where it is not recognised: as for train.py")
+        self.add_argument(
+            "--weights", choices=("ema", "model"), help="which weights of a run or checkpoint; default: ema"
+        )
         self.add_argument("--device", default="auto", help="default: CUDA where there is one")
-        self.add_argument("--seed", type=int, default=0, help="of all noise")
+        self.add_argument("--seed", type=int, default=0, help="what all noise is drawn with")
 
 
 def find_model(args: argparse.Namespace) -> Pretrained:

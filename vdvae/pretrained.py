@@ -35,7 +35,7 @@ class Pretrained:
     step: int | None
     """Updates done, if it is known."""
     run_config: Config | None
-    """Of a checkpoint, the whole configuration of its run ..."""
+    """The whole configuration of a checkpoint's run ..."""
     hps: str | None
     """... and of a released file the preset, unless its model was given as such."""
 

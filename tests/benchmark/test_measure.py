@@ -120,7 +120,7 @@ def test_matmul_rate() -> None:
 
 
 def test_memory_grows_with_the_batch(tiny: Config) -> None:
-    """Of a step alone, it is less than of all."""
+    """And a step alone takes less than the whole process."""
     small, large = (memory_of_step(Setting.of(tiny, batch), CPU) for batch in (1, 512))
     assert 0 < small.step_mb <= small.peak_mb
     assert large.step_mb > 2 * small.step_mb

@@ -91,7 +91,7 @@ def test_rows_of_a_file(tmp_path: Path) -> None:
 
 
 def extra_memory_mb(path: Path) -> float:
-    """Of 200 batches of 256 images in random order, from all over the file."""
+    """What the process grows by over 200 batches of 256 images in random order, from all over the file."""
     before = memory_mb("VmRSS")
     assert before is not None
     storage = NpyFile(path)

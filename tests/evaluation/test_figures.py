@@ -60,7 +60,7 @@ def test_window_maxima(every: int, norms: Sequence[float | None], expected: list
 
 
 def test_gradient_norms() -> None:
-    """Of two runs, one of which finds its threshold by itself."""
+    """Two runs, one of which finds its threshold by itself."""
     fixed = [train(500, 3.0), train(1000, 300.0, skipped=1), train(1500, 4.0)]
     auto = [train(500, 5.0, skip_threshold=None), *(train(step, 6.0, skip_threshold=step) for step in (1000, 1500))]
     figure = figures.gradient_norms({"fixed": fixed, "auto": auto})

@@ -87,7 +87,7 @@ def test_what_has_ended_is_not_run_again_and_what_failed_is_told(
 
 
 def test_each_gpu_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
-    """Of those that this process may use, by the names that it knows them by."""
+    """Only those that this process may use, by the names that it knows them by."""
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text((run / "config.yaml").read_text())
     Path("train.py").write_text(FAKE_TRAIN.replace("import json", "import time; time.sleep(0.5); import json"))

@@ -58,7 +58,7 @@ def noise() -> torch.Generator:
 
 
 def test_terms_and_gradients(config: Config) -> None:
-    """Of all layers from the posterior, and of the upper two."""
+    """With all layers from the posterior, and with the upper two."""
     plain = live_model(config)
     prepared = fast.prepare(copy.deepcopy(plain))
     for layers in (None, 2):

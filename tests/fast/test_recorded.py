@@ -338,7 +338,7 @@ def test_an_error_of_the_function_is_its_own_and_leaves_no_record() -> None:
         (lambda x, generator: (x + 1).quantile(torch.tensor([0.2, 0.5])), "changes the shape of a tensor in place"),
         (lambda x, generator: torch.complex(x, x).conj() * 1j, "conjugates tensors"),
         (lambda x, generator: copy.deepcopy(x), "looks at a number"),
-        (lambda x, generator: x + torch.rand(3, generator=noise(1)), "from the generator that it is given"),
+        (lambda x, generator: x + torch.rand(3, generator=noise(1)), "from the generator it is given"),
     ],
 )
 def test_other_things_that_no_record_can_repeat(function: Callable[..., Tensor], said: str) -> None:

@@ -96,7 +96,7 @@ def test_whole_pixel_sums_to_one(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [1, 2])
 def test_samples_follow_the_probabilities(bits: int) -> None:
-    """Of three channels with strong colour coefficients, against enumerated joint probabilities."""
+    """Three channels with strong colour coefficients, against enumerated joint probabilities."""
     binning = Binning.of(bits, "exact")
     parameters = random_parameters(3, 1, 1.0, mixtures=2, seed=1)
     parameters[:, 2:] *= 1.5

@@ -40,7 +40,7 @@ def seeded() -> torch.Generator:
 
 
 def parameters_of(latent: Latent) -> Tensor:
-    """Of a layer's prior and posterior, flat."""
+    """Those of a layer's prior and posterior, flat."""
     assert isinstance(latent.posterior, DiagonalGaussian)
     return torch.cat([tensor.flatten() for tensor in (*latent.prior, *latent.posterior)])
 

@@ -240,7 +240,7 @@ def test_an_update_later(released: ReleasedSet, colour: Path, config: Config, tm
 
 
 def _gradient(released: ReleasedSet, config: Config, images: Tensor) -> Tensor:
-    """Of `decoder.gain`, as the update at step 1000 sees it, by its own arithmetic without moments."""
+    """The gradient of `decoder.gain`, as the update at step 1000 sees it, by its own arithmetic without moments."""
     update = Update(VDVAE(config.model), config.train, CPU)
     update.model.load_state_dict({name.removeprefix("module."): t for name, t in load(released.model).items()})
     update(images, 1000)
@@ -248,7 +248,7 @@ def _gradient(released: ReleasedSet, config: Config, images: Tensor) -> Tensor:
 
 
 def adam_state(update: Update) -> list[dict[str, Tensor]]:
-    """Of each parameter, in their order."""
+    """What Adam keeps for each parameter, in their order."""
     return list(update.optimizer.state_dict()["state"].values())
 
 

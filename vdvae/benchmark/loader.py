@@ -28,7 +28,7 @@ from vdvae.distributed import World
 
 
 class LoaderSpeed(NamedTuple):
-    """Of the loader alone, in a fresh process on one core."""
+    """Speed and memory of the loader alone, in a fresh process on one core."""
 
     images_per_second: float
     """Median of several seconds."""

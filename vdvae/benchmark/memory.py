@@ -30,7 +30,7 @@ class StepMemory:
 
 
 def memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
-    """Of the first two updates, in a fresh process: the first may be recorded and the second repeated.
+    """Memory of the first two updates, in a fresh process: the first may be recorded and the second repeated.
 
     Raises:
         UserError: the system does not tell, or ended the process.

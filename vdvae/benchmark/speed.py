@@ -46,11 +46,11 @@ class Speed:
     first_step_seconds: float
     """From a model on its device to the end of the first step, with all that is loaded and compiled on the way."""
     peak_memory_mb: float | None
-    """Of a step, with the model; None on a CPU, where `memory` tells."""
+    """Peak of a step, with the model; None on a CPU, where `memory` tells."""
     flops: Flops | None = None
-    """Of training."""
+    """Arithmetic of a training step; None of other work."""
     phases: Phases | None = None
-    """Of training."""
+    """Where the time of a training step goes; None of other work."""
 
 
 class Measured:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Lines = Sequence[Mapping[str, Any]]
-"""Of metrics.jsonl, in the order of steps; a key may be missing, and a value null, in any of them."""
+"""Lines of metrics.jsonl, in the order of steps; a key may be missing, and a value null, in any of them."""
 
 WINDOW = 500
 """Updates of which the largest gradient norm is shown (paper Figure 6)."""
 DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Of Okabe and Ito: to be told apart whichever colours one sees."""
+"""The palette of Okabe and Ito: to be told apart whichever colours one sees."""
 CROWDED = 8
 """Resolutions whose names have room above a figure; the highest of ten have one layer each."""
 MOST_POINTS = 300

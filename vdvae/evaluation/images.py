@@ -20,7 +20,7 @@ from vdvae.whole_file import whole_file
 SMALLEST_CELL = 64
 """Images are enlarged by a whole factor to about this many pixels, so that a 28-pixel image can be seen."""
 LOW_TEMPERATURE = 0.1
-"""Of the prior above the resolution up to which posterior latents are used (paper Figure 4)."""
+"""The prior's, above the resolution up to which posterior latents are used (paper Figure 4)."""
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class NLL(NamedTuple):
     """bits/dim, lowest resolution first"""
     num_images: int
     standard_error: float
-    """of bits_per_dim, over images"""
+    """Standard error of bits_per_dim, over images."""
     bits_per_dim_by_binning: dict[str, float]
     """With 5 bits under both arithmetics, see `likelihood.Binning`; else under the model's own alone"""
     active_units_per_resolution: dict[int, int] | None = None
@@ -47,7 +47,7 @@ class ImportanceWeighted(NamedTuple):
 
     bits_per_dim: float
     standard_error: float
-    """of bits_per_dim, over images"""
+    """Standard error of bits_per_dim, over images."""
     samples: int
     """posterior samples per image"""
 

@@ -17,7 +17,7 @@ from vdvae.training.run_directory import RunDirectory
 from vdvae.training.run_log import read_log
 
 LAST_SHARE = 0.1
-"""Of a run, over which its training figures are averaged."""
+"""The share of a run, at its end, over which its training figures are averaged."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +31,17 @@ class Outcome:
     bits_per_dim: float | None
     """On the test images; None where the run diverged."""
     train_bits_per_dim: float | None
-    """Of the last tenth of its updates, on the images they were made with; None where the run diverged."""
+    """Mean loss of the last tenth of its updates, on the images they were made with; None where the run diverged."""
     rate: float | None
     """bits/dim, on the test images"""
     skipped: int
-    """updates"""
+    """How many updates were skipped."""
     skipped_share: float
-    """of all updates, in percent"""
+    """Skipped updates, in percent of all."""
     share_of_an_update: float
-    """of all updates, in percent"""
+    """One update, in percent of all."""
     largest_norm: float
-    """of a gradient before clipping"""
+    """The largest norm of a gradient before clipping."""
     silent_layers: int | None
     """First layers, from the top, that together encode less than one bit of an image."""
     diverged: bool
@@ -49,7 +49,7 @@ class Outcome:
     layer_rate: list[float]
     """bits/dim of each layer, top-down, over the last tenth of its updates"""
     hours: float
-    """of training"""
+    """Hours of training."""
 
 
 def has_ended(directory: Path) -> bool:

@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
     @property
     def arguments(self) -> list[str]:
-        """Of train.py."""
+        """The command line of train.py."""
         return ["--hps", self.hps, "--run_dir", str(self.directory), *self.overrides]
 
     @property

@@ -45,7 +45,7 @@ def prepare(model: VDVAE) -> VDVAE:
 
 
 def recorded(
-    function: Callable[..., Result], model: nn.Module, found: Sequence[Tensor] = (), changed: Sequence[Tensor] = ()
+    function: Callable[..., Result], model: VDVAE, found: Sequence[Tensor] = (), changed: Sequence[Tensor] = ()
 ) -> Callable[..., Result]:
     """A function of tensors, numbers and a generator that asks a model, as `Recorded` on the model's device. While the
     model has hooks, which are Python and want to be called, it is the function itself.
@@ -56,8 +56,7 @@ def recorded(
         found: other tensors that it finds elsewhere.
         changed: tensors that it changes.
     """
-    device = next(model.parameters()).device
-    record = Recorded(function, lambda: [*_parts(model), *found, *changed], changed, device)
+    record = Recorded(function, lambda: [*_parts(model), *found, *changed], changed, model.device)
     return lambda *arguments: function(*arguments) if has_hooks(model) else record(*arguments)
 
 

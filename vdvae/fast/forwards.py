@@ -97,10 +97,11 @@ class FastTopDownBlock(TopDownBlock):
         temperature: float,
     ) -> tuple[Tensor, Latent]:
         """See `TopDownBlock.forward`."""
+        if not (_is_own(self.prior, self.enc, self.z_proj) and _is_own(self.prior.c4, self.enc.c1)):
+            state = features.state if isinstance(features, Features) else features
+            return super().forward(x, condition, state, source, noise, temperature)
         if isinstance(features, Tensor):
             features = Features(features, _gelu(features))
-        if not (_is_own(self.prior, self.enc, self.z_proj) and _is_own(self.prior.c4, self.enc.c1)):
-            return super().forward(x, condition, features and features.state, source, noise, temperature)
         activated = _gelu(condition)
         hidden = self.prior.inner(self.prior.c1(activated))
         last = self.prior.c4
@@ -129,7 +130,7 @@ class FastDecoder(Decoder):
     ) -> tuple[Tensor, list[Latent]]:
         """See `Decoder.forward`."""
         given: dict[int, Any] | None = features
-        if features is not None and all(type(b) is FastTopDownBlock and not _has_hooks(b) for b in self.dec_blocks):
+        if features is not None and all(type(b) is FastTopDownBlock and not _is_hooked(b) for b in self.dec_blocks):
             given = {r: Features(state, _gelu(state)) for r, state in features.items()}
         return super().forward(batch, given, sources, temperatures, generator)
 
@@ -188,11 +189,12 @@ def _add_products(state: Tensor, bias: Tensor, *products: tuple[Tensor, Tensor])
 def _is_own(*modules: nn.Module) -> bool:
     """Whether calling these would do nothing but their forward passes here, so that one may go past them."""
     return not _has_any_global_hook() and all(
-        type(m) in (FastConv, FastBlock) and not _has_hooks(m) and "forward" not in vars(m) for m in modules
+        type(m) in (FastConv, FastBlock) and not _is_hooked(m) and "forward" not in vars(m) for m in modules
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether it has hooks of its own."""
     own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     return any(own)
 
@@ -217,7 +219,7 @@ def has_hooks(model: nn.Module) -> bool:
     if _has_any_global_hook():
         return True
     for module in model.modules():
-        if _has_hooks(module):
+        if _is_hooked(module):
             return True
         for weight in module._parameters.values():
             if weight is not None and (weight._backward_hooks or weight._post_accumulate_grad_hooks):

@@ -118,7 +118,7 @@ class _Record(TorchDispatchMode):
         self.generator = generator
         self.operations: list[_Operation] = []
         self.bytes: list[int] = []
-        """of each memory"""
+        """The size of each memory."""
         self.outside: dict[int, Tensor] = {}
         """A tensor on each memory that an operation found but none made; kept, so that it is not given away."""
         self.returned: Any = None
@@ -127,7 +127,7 @@ class _Record(TorchDispatchMode):
         self._may_change = {_address(tensor) for tensor in (*inputs, *changed)}  # the former are looked at later
 
     def view(self, tensor: Tensor) -> _View:
-        """Of a tensor that the function knows."""
+        """The view that a tensor is, of memory that is known from then on."""
         if tensor.device.type != "cpu":
             raise ValueError(f"a function that works on {tensor.device.type} cannot be recorded on a CPU")
         if tensor.is_conj() or tensor.is_neg():
@@ -152,11 +152,7 @@ class _Record(TorchDispatchMode):
                     "a recorded function changes a tensor from elsewhere that it was not told of: "
                     f"{function.name()} on {list(tensor.shape)}"
                 )
-        state = self.generator.get_state()
-        returned = function(*args, **kwargs)
-        draws = kwargs.get("generator") is not None and any(t.numel() for t in _tensors(returned))
-        if draws and torch.equal(state, self.generator.get_state()):
-            raise ValueError("a recorded function draws its noise from the generator that it is given, and no other")
+        returned = (function if kwargs.get("generator") is None else partial(self._draw, function))(*args, **kwargs)
         results: list[_View | None] = []
         for tensor in _tensors(returned):
             is_new = _address(tensor) not in given
@@ -165,6 +161,14 @@ class _Record(TorchDispatchMode):
             results.append(self.view(tensor) if is_new else None)
         if function._schema.is_mutable or any(results):
             self.operations.append(_Operation(function, args_views, kwargs_views, results))
+        return returned
+
+    def _draw(self, function: OpOverload, *args: Any, **kwargs: Any) -> Any:
+        """What an operation with a generator returns. That arrives here as another object: its state tells which."""
+        before = self.generator.get_state()
+        returned = function(*args, **kwargs)
+        if any(tensor.numel() for tensor in _tensors(returned)) and torch.equal(before, self.generator.get_state()):
+            raise ValueError("a recorded function draws its noise from the generator it is given, and no other")
         return returned
 
     def _memory(self, tensor: Tensor) -> int | None:

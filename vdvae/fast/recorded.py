@@ -93,8 +93,7 @@ class Recorded(Generic[Result]):
         recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
 
         def run() -> Any:
-            tensors_found = [thing for thing in self.watched() if isinstance(thing, Tensor)]
-            without = [tensor for tensor in tensors_found if tensor.is_leaf and tensor.grad is None]
+            without = [t for t in self.watched() if isinstance(t, Tensor) and t.is_leaf and t.grad is None]
             with _Closed(), _Steady():
                 result = self.function(*own, self.generator)
             if any(tensor.grad is not None for tensor in without):

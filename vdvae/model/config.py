@@ -16,7 +16,7 @@ from vdvae.model.blockspec import (
 )
 
 MOST_CHANNELS = 2**16
-"""Of any one kind; more would be gigabytes for a single convolution."""
+"""The most channels of any one kind; more would be gigabytes for a single convolution."""
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ NATS = {"bits_per_dim": "elbo", "distortion": "distortion", "rate": "rate"}
 AS_THEY_ARE = {"grad_norm_max": "grad_norm", "skipped": "skipped_updates", "learning_rate": "lr"}
 """A metric here -> what the released log calls the same number."""
 KINDS = {"train": "train_loss", "valid": "eval_loss"}
-"""Of a line of metrics.jsonl -> the type of a line of the released log."""
+"""The kind of a line of metrics.jsonl -> the type of a line of the released log."""
 
 
 class ReleasedSet(NamedTuple):
@@ -104,7 +104,7 @@ class Imported(NamedTuple):
     parameters: int
     """Numbers in the model."""
     settings: dict[str, float]
-    """Of the `train` section, as the released optimiser had them, where `config` has other values."""
+    """Values of the `train` section, as the released optimiser had them, where `config` has other values."""
 
 
 def import_released(prefix: str, run_dir: Path, hps: str | None = None, overrides: list[str] | None = None) -> Imported:

@@ -24,7 +24,7 @@ class Archive(NamedTuple):
 
     name: str
     sha256: tuple[str, ...] = ()
-    """Of the official file, then of other good copies. Empty where nobody published one."""
+    """Checksum of the official file, then those of other good copies. Empty where nobody published one."""
     size: int | None = None
     """Bytes of the official file, where they are known."""
     url: str | None = None

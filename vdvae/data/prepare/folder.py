@@ -29,13 +29,13 @@ class FolderOptions:
 
     name: str
     size: int | None
-    """Of the square images; None takes them as they are."""
+    """Side of the square images, pixels; None takes them as they are."""
     crop: bool
     """Whether to take the middle square of images that are not."""
     background: str | None
     """What to put behind transparent images: a key of `BACKGROUNDS`."""
     seed: int
-    """Of the split, where there are no folders train, valid and test."""
+    """What the split is drawn with, where there are no folders train, valid and test."""
     held_out: float
     """Share of the images held out by it, half for validation and half for the test."""
     bits: int

@@ -114,7 +114,7 @@ def check_counts(form: Form, paths: list[Path], sources: Sources, others: Sequen
 
 
 def _check_part(sources: Sources) -> None:
-    """Of a part of a set, the number of images says nothing; a number left out in the middle does."""
+    """Refuses a part of a set with too few images, or with a number left out in the middle; how many says nothing."""
     for file, source in sources.items():
         if source.count < 2 * FEWEST:
             raise UserError(f"{source.count} images for {file}; even a part of a set needs {2 * FEWEST}")
