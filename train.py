@@ -15,31 +15,30 @@ import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from vdvae import VDVAE, distributed, fast
+from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
-from vdvae.data.loader import BatchOrder, to_device, training_batches
+from vdvae.data.loader import BatchOrder, first_images, training_batches
 from vdvae.data.splits import Splits, load_splits
-from vdvae.distributed import World
 from vdvae.errors import (
     CommandLine,
     UserError,
     exit_on_bad_image,
-    exit_on_lost_process,
     exit_on_user_error,
-    warn_where_unwritten,
 )
 from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL, evaluate
 from vdvae.evaluation.png import png_bits_per_dim
-from vdvae.training.checkpoint import Best, Checkpoint
-from vdvae.training.checkpoint_writer import CheckpointWriter
-from vdvae.training.interruption import TIME_IS_UP, Interruption
-from vdvae.training.progress import Progress
-from vdvae.training.run_directory import RunDirectory
-from vdvae.training.run_log import RunLog
+from vdvae.run.checkpoint import Best, Checkpoint
+from vdvae.run.checkpoint_writer import CheckpointWriter
+from vdvae.run.directory import RunDirectory
+from vdvae.run.interruption import TIME_IS_UP, Interruption
+from vdvae.run.log import RunLog, warn_where_unwritten
+from vdvae.run.progress import Progress
+from vdvae.runtime import processes
+from vdvae.runtime.device import pick_device
+from vdvae.runtime.processes import World, exit_on_lost_process
 from vdvae.training.update import Update
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
@@ -54,20 +53,20 @@ def main() -> None:
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
-            config.train.batch_per_process(distributed.env_size())
-            device = distributed.pick_device()
+            config.train.batch_per_process(processes.env_size())
+            device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
-            if distributed.env_rank() == 0:
+            if processes.env_rank() == 0:
                 held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
                 resumed = directory.open(config, splits.manifest.checksums())
                 directory.create(config)
         try:
             with exit_on_lost_process(), exit_on_bad_image():
-                world = distributed.start(device, config.train.timeout_minutes)
+                world = processes.start(device, config.train.timeout_minutes)
                 status = run(config, splits, directory, resumed, world, args)
-                distributed.stop()
+                processes.stop()
         except KeyboardInterrupt:
             print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
             status = 130
@@ -107,7 +106,7 @@ def run(
     model = VDVAE(config.model).to(world.device)
     update = Update(model, settings, world)
     ema = update.ema.model
-    first_step, state = world.share((resumed.step, resumed.state) if resumed else (0, {}))
+    first_step, state = world.broadcast((resumed.step, resumed.state) if resumed else (0, {}))
     if state:
         update.load_state_dict(state)
         state.clear()  # as large as the model, its average and its moments
@@ -168,7 +167,7 @@ def run(
                         validate(done)
 
         progress.close()
-        if failure := world.share(writer.failure()):
+        if failure := world.broadcast(writer.failure()):
             progress.fail(f"error: {failure}")
             return 1
         if reason or done < settings.max_steps:
@@ -184,7 +183,7 @@ def run(
 
 def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
     """Samples and reconstructions, as PNG files and in TensorBoard."""
-    originals = to_device(splits.valid.read(np.arange(min(columns, len(splits.valid)))), ema.device)
+    originals = first_images(splits.valid, columns, ema.device)
     pictures = {
         "samples": sample_grid(ema, TEMPERATURES, columns),
         "reconstructions": reconstruction_grid(ema, originals),

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from vdvae.data.datasets import DataConfig, Rule
+from vdvae.config import DataConfig
+from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.pictures import read_picture
 from vdvae.data.prepare.sources import from_array

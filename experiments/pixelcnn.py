@@ -31,25 +31,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from vdvae import distributed, fast
-from vdvae.benchmark.work import now
-from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae import fast
 from vdvae.data.loader import BatchOrder, training_batches
-from vdvae.data.splits import Split, load_splits
-from vdvae.distributed import World
+from vdvae.data.splits import Split
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.batches import measured
 from vdvae.evaluation.images import grid, save_png
 from vdvae.evaluation.nll import evaluate
+from vdvae.files import atomic_write, read_torch_file
 from vdvae.model.config import ModelConfig
 from vdvae.model.likelihood import Binning, Mixture
-from vdvae.noise import Purpose, generator
-from vdvae.precision import set_matmul_precision
-from vdvae.results import prepare_result, write_result
-from vdvae.safe_load import read_torch_file
-from vdvae.training.interruption import Interruption
-from vdvae.training.progress import duration
-from vdvae.whole_file import whole_file
+from vdvae.released.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae.run.interruption import Interruption
+from vdvae.run.progress import duration
+from vdvae.runtime.device import now, pick_device
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.precision import set_matmul_precision
+from vdvae.runtime.processes import World
+from vdvae.runtime.results import prepare_result, write_result
 
 LEARNING_RATE = 3e-3
 """Adam's, after WARMUP updates; it falls to 0 as a cosine."""
@@ -182,8 +181,8 @@ def main() -> None:
             raise UserError(f"--run_dir must be a folder, and {args.run_dir} is a file")
         found = find_model(args)
         config = found.config()
-        splits = load_splits(config.data, found.model_config)
-        world = World(0, 1, distributed.pick_device(args.device))
+        splits = found.splits()
+        world = World(0, 1, pick_device(args.device))
         updates = None if args.minutes else args.updates or found.step or config.train.max_steps
         asked = {"updates": updates, "minutes": args.minutes, "width": args.width, "depth": args.depth}
         asked |= {"seed": args.seed, "batch_size": config.train.batch_size, **splits.manifest.facts()}
@@ -202,7 +201,7 @@ def main() -> None:
             order = BatchOrder(len(splits.train), config.train.batch_size, config.train.seed)
             batches = training_batches(splits.train, order, 0, world, config.data)
             saved = {"asked": asked, **train(pixelcnn, batches, updates, args.minutes, config.train.ema_decay, world)}
-            with whole_file(weights) as file:
+            with atomic_write(weights) as file:
                 torch.save(saved, file)
         pixelcnn.load_state_dict(saved["model"])
         bound = evaluate(vdvae, splits.test, config.train.eval_batch, world, args.seed, show_progress=True)

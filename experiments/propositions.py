@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
-from vdvae.results import prepare_result, write_result
+from vdvae.runtime.results import prepare_result, write_result
 
 NATS_PER_BIT = math.log(2)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

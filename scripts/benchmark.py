@@ -24,18 +24,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring.loader import make_up, measure_loader
+from measuring.memory import StepMemory, memory_of_step
+from measuring.speed import Apart, Measured, Speed, take_turns
+from measuring.work import Prepare, Setting, Training, evaluation, sampling
 
-from vdvae import distributed
-from vdvae.benchmark.loader import make_up, measure_loader
-from vdvae.benchmark.memory import StepMemory, memory_of_step
-from vdvae.benchmark.speed import Apart, Measured, Speed, take_turns
-from vdvae.benchmark.work import Prepare, Setting, Training, evaluation, sampling
-from vdvae.command_line import check_at_least_one
 from vdvae.config import load_config
 from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
-from vdvae.precision import PRECISIONS
-from vdvae.results import prepare_result, write_result
+from vdvae.released.command_line import check_at_least_one
+from vdvae.runtime.device import describe, pick_device
+from vdvae.runtime.precision import PRECISIONS
+from vdvae.runtime.results import prepare_result, write_result
 
 HELP = {
     "train": "whole updates, as train.py makes them",
@@ -129,7 +129,7 @@ def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device
         settings.append(Setting.of(load_config(args.hps, args.overrides + others), args.batch, trains))
         if settings[0] == settings[1]:
             raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
-    device = distributed.pick_device(args.device)
+    device = pick_device(args.device)
     prepare_result(args.json)
     return settings, device
 
@@ -143,7 +143,7 @@ def tell(
 ) -> None:
     """Prints a column for each setting and how the first compares by the figure `key`, and writes all figures."""
     names = ["the library", f"the library with {args.compare}"][: len(figures)]
-    print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {distributed.describe(device)}")
+    print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {describe(device)}")
     for letter, name, one in zip("AB", names, figures, strict=False):
         print(f"{letter}: {name}, batch {one.batch}")
     for label in columns[0]:
@@ -190,7 +190,7 @@ def data(args: argparse.Namespace) -> None:
             raise UserError("--seconds must be at least 1, and --made_up at least 1000")
         prepare_result(args.json)
         config = load_config(args.hps, args.overrides)
-        device = distributed.pick_device(args.device)
+        device = pick_device(args.device)
         if args.made_up is None:
             load_splits(config.data, config.model)
     with tempfile.TemporaryDirectory(dir=".", prefix=".benchmark-") as folder:

@@ -14,13 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vdvae import VDVAE
-from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature
 from vdvae.errors import UserError, exit_on_user_error
 from vdvae.evaluation.images import to_uint8
 from vdvae.evaluation.output import check_output, write_images
+from vdvae.files import NpzArray, open_npz
 from vdvae.model.arguments import Temperature
-from vdvae.noise import Purpose, generator
-from vdvae.npz import NpzArray, open_npz
+from vdvae.released.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature
+from vdvae.runtime.noise import Purpose, generator
 
 
 def main() -> None:

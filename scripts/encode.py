@@ -16,7 +16,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vdvae import VDVAE
-from vdvae.command_line import (
+from vdvae.data.inputs import open_inputs
+from vdvae.data.loader import read_ahead
+from vdvae.data.splits import Split
+from vdvae.errors import exit_on_user_error
+from vdvae.files import write_npz
+from vdvae.released.command_line import (
     ModelCommandLine,
     add_images,
     add_layers,
@@ -25,12 +30,7 @@ from vdvae.command_line import (
     layers_of,
     open_model,
 )
-from vdvae.data.inputs import open_inputs
-from vdvae.data.loader import read_ahead
-from vdvae.data.splits import Split
-from vdvae.errors import exit_on_user_error
-from vdvae.noise import Purpose, generator
-from vdvae.npz import write_npz
+from vdvae.runtime.noise import Purpose, generator
 
 
 def main() -> None:

@@ -11,15 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vdvae import distributed, fast
-from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
-from vdvae.config import override_section
-from vdvae.data.splits import load_splits
+from vdvae import fast
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import NLL, evaluate, evaluate_importance_weighted
-from vdvae.precision import set_matmul_precision
-from vdvae.released import release_of
-from vdvae.results import prepare_result, write_result
+from vdvae.released.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae.released.recognition import release_of
+from vdvae.runtime import processes
+from vdvae.runtime.device import pick_device
+from vdvae.runtime.precision import set_matmul_precision
+from vdvae.runtime.results import prepare_result, write_result
 
 
 def main() -> None:
@@ -53,9 +53,9 @@ def main() -> None:
         if args.prior_layers and args.prior_layers >= num_layers:
             raise UserError(f"--prior_layers must be below the model's {num_layers} layers, not {args.prior_layers}")
         config = found.config()
-        splits = load_splits(override_section(config.data, "data", args.overrides), found.model_config)
-        device = distributed.pick_device(args.device)
-    world = distributed.start(device)
+        splits = found.splits(args.overrides)
+        device = pick_device(args.device)
+    world = processes.start(device)
     set_matmul_precision("fp32")
     model = fast.prepare(found.model(world.device))
     batch_size = args.batch_size or config.train.eval_batch
@@ -70,7 +70,7 @@ def main() -> None:
         if args.prior_layers:
             layers = num_layers - args.prior_layers
             partial = evaluate(model, split, batch_size, world, args.seed, show_progress=True, layers=layers)
-    distributed.stop()
+    processes.stop()
     if not world.is_main:
         return
     which = f"{found.weights} weights" if found.weights else f"weights of {found.hps}"

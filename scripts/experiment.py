@@ -15,16 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vdvae import distributed
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.evaluation.images import save_png
-from vdvae.experiment.draw import draw
-from vdvae.experiment.report import gather, judge, table, table_of_models, to_json, verdicts
-from vdvae.experiment.runner import train_all
-from vdvae.experiment.spec import load_experiment
-from vdvae.results import made_on
-from vdvae.whole_file import whole_file
+from vdvae.files import atomic_write
+from vdvae.runtime.device import pick_device
+from vdvae.runtime.results import made_on
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "experiments"))
+
+from paper.draw import draw
+from paper.report import gather, judge, table, table_of_models, to_json, verdicts
+from paper.runner import train_all
+from paper.spec import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +53,7 @@ def main() -> None:
                 train_all(ROOT / "train.py", experiment.runs, args.jobs)
             finished = gather(experiment)
             judged = judge(experiment.claims, finished)
-            pictures = draw(experiment, finished, distributed.pick_device())
+            pictures = draw(experiment, finished, pick_device())
             shown = table_of_models(experiment, finished) if experiment.models else table(experiment, finished)
             page = [f"# {experiment.title} ({experiment.scale} scale)", shown]
             page += [verdicts(judged)] * bool(judged)
@@ -61,7 +64,7 @@ def main() -> None:
                 page.append(f"![{images}]({path.name})")
             text = "\n\n".join(page)
             out.mkdir(parents=True, exist_ok=True)
-            with whole_file(out / f"{stem}.md") as file:
+            with atomic_write(out / f"{stem}.md") as file:
                 file.write(f"{text}\n".encode())
             write_json(out / f"{experiment.name}.json", experiment.scale, to_json(experiment, finished, judged))
             print(text)
@@ -92,8 +95,8 @@ def command_line() -> CommandLine:
 def write_json(path: Path, scale: str, figures: dict[str, Any]) -> None:
     """Puts the figures of a scale into an experiment's file, beside those of the other."""
     content = json.loads(path.read_text()) if path.is_file() else {}
-    content[scale] = {**made_on(distributed.pick_device()), **figures}
-    with whole_file(path) as file:
+    content[scale] = {**made_on(pick_device()), **figures}
+    with atomic_write(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 

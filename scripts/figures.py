@@ -10,17 +10,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from vdvae import distributed
 from vdvae.config import load_config
+from vdvae.data.loader import first_images
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation import figures
-from vdvae.evaluation.images import save_png
+from vdvae.evaluation.images import reconstruction_grid, save_png
 from vdvae.evaluation.units import latent_variables
-from vdvae.experiment.draw import reconstructed
-from vdvae.training.run_directory import RunDirectory
-from vdvae.training.run_log import read_log
+from vdvae.released.pretrained import find_pretrained
+from vdvae.run.directory import RunDirectory
+from vdvae.run.log import read_log
+from vdvae.runtime.device import pick_device
+from vdvae.runtime.precision import set_matmul_precision
 
 
 def main() -> None:
@@ -34,7 +39,7 @@ def main() -> None:
     with exit_on_user_error():
         args = parser.parse_args()
         figures.check_matplotlib()
-        device = distributed.pick_device(args.device)
+        device = pick_device(args.device)
         directory = RunDirectory(args.run)
         lines = read_log(directory)
         model = load_config(str(directory.config_file), []).model
@@ -61,6 +66,18 @@ def main() -> None:
                 save_png(picture, out / f"{title}.png")
                 board.add_image(f"figures/{title}", picture, step, dataformats="HWC")
                 print(out / f"{title}.png")
+
+
+def reconstructed(run: Path, device: torch.device) -> NDArray[np.uint8]:
+    """The first validation images and what the newest checkpoint makes of them (paper Figure 4), uint8 [H, W, C].
+
+    Raises:
+        UserError: there is no checkpoint, or no data set.
+    """
+    set_matmul_precision("fp32")
+    found = find_pretrained(run)
+    images = first_images(found.splits().valid, found.config().train.grid_columns, device)
+    return reconstruction_grid(found.model(device), images)
 
 
 def last_layer_rate(lines: figures.Lines) -> list[float]:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from vdvae.command_line import ModelCommandLine, add_images, add_layers, check_file, layers_of, open_model
 from vdvae.data.inputs import open_inputs
-from vdvae.data.loader import to_device
+from vdvae.data.loader import first_images
 from vdvae.errors import UserError, exit_on_user_error
 from vdvae.evaluation.images import LOW_TEMPERATURE, grid, interpolation, save_gif, save_png
+from vdvae.released.command_line import ModelCommandLine, add_images, add_layers, check_file, layers_of, open_model
 
 
 def main() -> None:
@@ -35,7 +33,7 @@ def main() -> None:
         split, names = open_inputs(args.images, model.config, args.crop is not None, args.background)
         if len(names) != 2:
             raise UserError(f"an interpolation is between 2 images, and these are {len(names)}")
-        images = to_device(split.read(np.arange(2)), model.device)
+        images = first_images(split, 2, model.device)
         frames = interpolation(model, images, args.steps, layers, args.seed, args.temperature)
         if args.out.suffix == ".png":
             save_png(grid([frames]), args.out)

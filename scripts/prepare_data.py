@@ -10,16 +10,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from vdvae.config import PRESETS
-from vdvae.data.datasets import DataConfig
+from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
 from vdvae.data.pictures import BACKGROUNDS
 from vdvae.data.prepare.folder import FolderOptions, prepare_folder
+from vdvae.data.prepare.fragment import BASE, check_fragment, write_fragment
 from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.errors import CommandLine, exit_on_user_error
-from vdvae.fragment import BASE, check_fragment, write_fragment
 
 
 def main() -> None:

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from vdvae.command_line import ModelCommandLine, add_images, check_at_least_one, check_file, find_model, open_model
 from vdvae.data.inputs import open_inputs
-from vdvae.data.loader import to_device
-from vdvae.data.splits import load_splits
+from vdvae.data.loader import first_images
 from vdvae.errors import exit_on_user_error
 from vdvae.evaluation.images import LOW_TEMPERATURE, reconstruction_grid, save_png
+from vdvae.released.command_line import (
+    ModelCommandLine,
+    add_images,
+    check_at_least_one,
+    check_file,
+    find_model,
+    open_model,
+)
 
 
 def main() -> None:
@@ -35,9 +39,9 @@ def main() -> None:
         if args.images:
             split, _ = open_inputs(args.images, found.model_config, args.crop is not None, args.background)
         else:
-            split = getattr(load_splits(found.config().data, found.model_config), args.split)
+            split = getattr(found.splits(), args.split)
         model = open_model(args, found)
-        images = to_device(split.read(np.arange(min(args.columns, len(split)))), model.device)
+        images = first_images(split, args.columns, model.device)
         save_png(reconstruction_grid(model, images, args.seed, args.temperature), args.out)
     print(args.out)
 

@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vdvae import VDVAE, fast
-from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature
 from vdvae.errors import UserError, exit_on_user_error
 from vdvae.evaluation.images import sample_grid, save_png
 from vdvae.evaluation.output import check_output, write_images
 from vdvae.model.arguments import Temperature
-from vdvae.noise import Purpose, generator
-from vdvae.precision import PRECISIONS, autocast, set_matmul_precision
+from vdvae.released.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.precision import PRECISIONS, autocast, set_matmul_precision
 
 
 def main() -> None:

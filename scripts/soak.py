@@ -24,17 +24,17 @@ from subprocess import Popen
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from vdvae import VDVAE
 from vdvae.config import load_config
-from vdvae.distributed import World
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
-from vdvae.results import prepare_result, write_result
-from vdvae.tensor_tree import map_tensors
-from vdvae.training import checkpoint
-from vdvae.training.checkpoint_writer import CheckpointWriter
-from vdvae.training.run_directory import RunDirectory
+from vdvae.run import checkpoint
+from vdvae.run.checkpoint_writer import CheckpointWriter
+from vdvae.run.directory import RunDirectory
+from vdvae.runtime.processes import World
+from vdvae.runtime.results import prepare_result, write_result
 from vdvae.training.update import Update
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
@@ -171,9 +171,11 @@ class Soak:
                     pause, last = max(pause, now - last), now
                 for name, value in zip(names, (copied - began, written - copied, last - again, pause), strict=True):
                     seconds[name].append(round(value, 4))
-        sizes: list[int] = []
-        map_tensors(lambda tensor: sizes.append(tensor.nbytes), state)
-        return {"passed": writer.failure() is None, "megabytes": sum(sizes) // 10**6, "seconds": seconds}
+        return {
+            "passed": writer.failure() is None,
+            "megabytes": sum(t.nbytes for t in tensors_of(state)) // 10**6,
+            "seconds": seconds,
+        }
 
     def command(self, run: str, steps: int, *settings: str, torchrun: tuple[str, ...] = ()) -> list[str]:
         """Trains the small model in `folder/run`."""
@@ -245,9 +247,7 @@ class Soak:
     def comparison(self, one: str, other: str) -> dict[str, Any]:
         """Whether the last checkpoints (weights, EMA, moments, all else) and the logs are the same to the last bit."""
         states = [checkpoint.read_run(self.folder / run).state for run in (one, other)]
-        tensors: list[list[torch.Tensor]] = [[], []]
-        for state, found in zip(states, tensors, strict=True):
-            map_tensors(found.append, state)
+        tensors = [tensors_of(state) for state in states]
         figures = {
             "state_identical": all(is_same(a, b) for a, b in zip(*tensors, strict=True)),
             "tensors_compared": len(tensors[0]),
@@ -287,6 +287,11 @@ def main() -> None:
     if args.json:
         write_result(args.json, torch.device("cpu"), {"kills": args.kills, "seed": args.seed}, results)
     sys.exit(not all(result.get("passed", True) for result in results.values()))
+
+
+def tensors_of(state: dict[str, Any]) -> list[torch.Tensor]:
+    """The tensors of a checkpoint's state, in order."""
+    return [leaf for leaf in tree_leaves(state) if isinstance(leaf, torch.Tensor)]
 
 
 def is_same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tests.conftest import ROOT
 from vdvae import VDVAE
 from vdvae.config import load_config
-from vdvae.training import checkpoint
+from vdvae.run import checkpoint
 
 WEIGHTS = "imagenet64-iter-1600000-model-ema.th"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

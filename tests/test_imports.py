@@ -1,4 +1,4 @@
-"""Imports point down: train.py and scripts -> training, evaluation, data, pretrained, config -> model."""
+"""Imports point down: a folder of vdvae/ knows itself and those that stand below it."""
 
 from __future__ import annotations
 
@@ -9,41 +9,21 @@ import pytest
 
 from tests.conftest import ROOT
 
-LEAVES = {
-    "distributed",
-    "errors",
-    "noise",
-    "npz",
-    "precision",
-    "safe_load",
-    "tensor_tree",
-    "whole_file",
-}
-MAY_IMPORT = {
-    "model": {"model"},
-    "data": {"data", "model", *LEAVES},
-    "fast": {"fast", "model"},
-    "benchmark": {"benchmark", "fast", "evaluation", "training", "config", "data", "model", *LEAVES},
-    "command_line": {"pretrained", "data", "model", *LEAVES},
-    "config": {"data", "training", "model", *LEAVES},
-    "training": {"training", "released", "fast", "config", "model", *LEAVES},
-    "evaluation": {"evaluation", "fast", "data", "model", *LEAVES},
-    "experiment": {"experiment", "evaluation", "training", "pretrained", "config", "data", "model", *LEAVES},
-    "fragment": {"config", "data", "model", *LEAVES},
-    "pretrained": {"released", "training", "config", "model", *LEAVES},
-    "released": {"config", "model", *LEAVES},
-    "safe_load": {"errors"},
-    "tensor_tree": set(),
-    "whole_file": set(),
-    "distributed": {"tensor_tree"},
-    "errors": {"distributed"},
-    "noise": set(),
-    "npz": {"errors", "whole_file"},
-    "results": {"distributed", "errors", "whole_file"},
-    "precision": set(),
-    "__init__": {"model", "pretrained"},
-}
+FLOORS = (
+    {"errors"},
+    {"files", "model"},
+    {"runtime"},
+    {"config"},
+    {"data", "fast"},
+    {"training", "evaluation"},
+    {"run"},
+    {"released"},
+    {"__init__"},
+)
+"""The folders and files of vdvae/, from the ground up; two on one floor do not know each other."""
 FILES = sorted((ROOT / "vdvae").rglob("*.py"))
+MODEL_NEEDS = {"__future__", "torch", "vdvae"}
+MODEL_NEEDS |= {"collections", "contextlib", "dataclasses", "functools", "itertools", "math", "re", "typing"}
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -58,17 +38,16 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "vdvae").parts[0].removesuffix(".py")
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    place = path.relative_to(ROOT / "vdvae").parts[0].removesuffix(".py")
+    floor = next(i for i, rooms in enumerate(FLOORS) if room_of(path) in rooms)
+    known = {room_of(path)}.union(*FLOORS[:floor]) if room_of(path) != "model" else {"model"}
     for module in imported_modules(path):
         if module.startswith("vdvae."):
-            target = module.split(".")[1]
-            assert target in MAY_IMPORT[place], f"{path} imports {module}"
-        assert not module.startswith(("scripts", "train"))
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "vdvae/model").glob("*.py")), ids=lambda path: path.name)
-def test_the_model_imports_torch_and_itself_only(path: Path) -> None:
-    standard = {"collections", "contextlib", "dataclasses", "functools", "itertools", "math", "re", "typing"}
-    assert {module.split(".")[0] for module in imported_modules(path)} <= {"__future__", "torch", "vdvae"} | standard
+            assert module.split(".")[1] in known, f"{path} imports {module}"
+        assert module.split(".")[0] not in ("scripts", "experiments", "train", "measuring", "paper")
+        assert room_of(path) != "model" or module.split(".")[0] in MODEL_NEEDS

@@ -17,7 +17,7 @@ import train
 from tests.conftest import TINY, Command
 from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
-from vdvae.training import checkpoint
+from vdvae.run import checkpoint
 
 TIMINGS = {"images_per_second"}
 

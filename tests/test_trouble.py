@@ -16,7 +16,7 @@ import pytest
 
 from tests.conftest import ROOT, TINY, Command, run_command
 from tests.test_train import assert_same_tensors, log_of
-from vdvae.training import checkpoint
+from vdvae.run import checkpoint
 
 TRAIN = ("train.py", "--hps", str(TINY), "--run_dir", "run")
 

@@ -5,7 +5,7 @@ from vdvae.model.gaussian import DiagonalGaussian, Latent
 from vdvae.model.latents import Pass
 from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
-from vdvae.pretrained import load_pretrained
+from vdvae.released.pretrained import load_pretrained
 
 __all__ = [
     "VDVAE",

@@ -10,10 +10,6 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from tqdm import tqdm
-
-from vdvae import distributed
-
 
 class UserError(ValueError):
     """Something the user asked for cannot be done; the message says what and what to do instead."""
@@ -29,7 +25,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if distributed.env_rank() == 0:
+        if os.environ.get("RANK", "0") == "0":
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
@@ -43,32 +39,6 @@ def exit_on_bad_image() -> Iterator[None]:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-
-
-@contextmanager
-def warn_where_unwritten(what: str) -> Iterator[None]:
-    """A full or lost disk is no reason to end days of training: says on stderr what could not be written."""
-    try:
-        yield
-    except OSError as error:
-        tqdm.write(
-            f"warning: {what} could not be written: {error.strerror or error}; training goes on", file=sys.stderr
-        )
-
-
-@contextmanager
-def exit_on_lost_process() -> Iterator[None]:
-    """Ends this process in one line where another one is gone, whose own last words say why; torchrun restarts all."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not distributed.is_lost_process(error):
-            raise
-        rank, reason = distributed.env_rank(), " ".join(str(error).split())[:200]
-        print(
-            f"error: process {rank} lost the others; the same command resumes ({reason})", file=sys.stderr, flush=True
-        )
-        os._exit(1)  # with threads that wait for the others, sys.exit might never return
 
 
 class CommandLine(argparse.ArgumentParser):

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import prepare_data
 import pytest
 
-from scripts import prepare_data
 from tests.conftest import ROOT
 
 Prepare = Callable[..., tuple[int, str, str]]

@@ -13,15 +13,15 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from measuring.memory import memory_mb
 from numpy.typing import NDArray
 
-from vdvae.benchmark.memory import memory_mb
-from vdvae.data.datasets import DataConfig
+from vdvae.config import DataConfig
 from vdvae.data.loader import BatchOrder, read_ahead, training_batches
 from vdvae.data.splits import Split
 from vdvae.data.storage import NpyFile, PictureFiles, Pixels
-from vdvae.distributed import World
 from vdvae.errors import UserError
+from vdvae.runtime.processes import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 ORDER = BatchOrder(num_images=10, batch_size=4, seed=0)

@@ -13,8 +13,7 @@ import pytest
 
 from tests.data.conftest import Prepare
 from tests.data.prepare import archives
-from vdvae.config import Config, load_config
-from vdvae.data.datasets import DataConfig
+from vdvae.config import Config, DataConfig, load_config
 from vdvae.data.splits import load_splits
 from vdvae.data.storage import NpyFile, Pixels
 from vdvae.errors import UserError

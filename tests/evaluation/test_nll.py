@@ -14,10 +14,10 @@ from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.data.splits import Split
 from vdvae.data.storage import Pixels
-from vdvae.distributed import World
 from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
 from vdvae.evaluation.png import png_bits_per_dim
-from vdvae.noise import Purpose, generator
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.processes import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

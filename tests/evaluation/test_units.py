@@ -14,10 +14,10 @@ from vdvae import VDVAE
 from vdvae.config import Config, load_config
 from vdvae.data.splits import Split
 from vdvae.data.storage import Pixels
-from vdvae.distributed import World
 from vdvae.evaluation import nll
 from vdvae.evaluation.units import ACTIVE, latent_variables
-from vdvae.noise import Purpose, generator
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.processes import World
 
 ALONE = World(0, 1, torch.device("cpu"))
 

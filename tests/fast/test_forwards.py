@@ -15,9 +15,9 @@ from torch.nn.modules.module import register_module_forward_hook
 from tests.conftest import TINY
 from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
-from vdvae.distributed import World
 from vdvae.fast.forwards import FastBlock, FastDecoder, FastTopDownBlock
 from vdvae.model.vdvae import Block, Conv, TopDownBlock
+from vdvae.runtime.processes import World
 from vdvae.training.update import Update
 
 CPU = World(0, 1, torch.device("cpu"))

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import TINY
-from vdvae import VDVAE, distributed
+from vdvae import VDVAE
 from vdvae.config import load_config
 from vdvae.data.loader import BatchOrder, to_device
 from vdvae.data.splits import load_splits
-from vdvae.distributed import World
 from vdvae.model.vdvae import Terms
+from vdvae.runtime import processes
+from vdvae.runtime.processes import World
 from vdvae.training.update import Update
 
 STEPS = 240
@@ -79,12 +80,12 @@ def train(world: World, disturbed: bool) -> float:
 
 def main() -> None:
     """Trains twice, with and without faults."""
-    world = distributed.start(torch.device("cpu"))
+    world = processes.start(torch.device("cpu"))
     usual, disturbed = train(world, disturbed=False), train(world, disturbed=True)
     if world.is_main:
         print(f"loss without faults {usual:.4f}, with {disturbed:.4f}")
     assert np.isclose(usual, disturbed, rtol=0.02), (usual, disturbed)
-    distributed.stop()
+    processes.stop()
 
 
 if __name__ == "__main__":

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from vdvae import VDVAE
-from vdvae.config import Config
-from vdvae.distributed import World
-from vdvae.noise import Purpose, generator
-from vdvae.training.config import TrainConfig
+from vdvae.config import Config, TrainConfig
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.processes import World
 from vdvae.training.optimizer import learning_rate
 from vdvae.training.update import Update
 

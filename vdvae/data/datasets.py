@@ -3,49 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from vdvae.config import Variant
 from vdvae.data.storage import Rows
 
-Variant = Literal["original", "newer"]
-
-VARIANTS = {
+VARIANTS: dict[Variant, str] = {
     "original": "the original down-sampling, van den Oord et al. 2016",
     "newer": "the newer down-sampling, Chrabaszcz et al. 2017",
 }
 
-
-MOST_PROCESSES = 1_000
-"""Decoding processes, more than any machine has cores for."""
-
 FEWEST = 2
 """Images that a split needs for its NLL to have a standard error."""
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """Which images: the `data` section of a configuration."""
-
-    dataset: str
-    """A name of `DATASETS`, or of a folder of your own images that scripts/prepare_data.py made."""
-    root: str = "data"
-    """Folder with one prepared folder per data set."""
-    variant: Variant | None = None
-    """Which down-sampling of ImageNet; must be what the prepared folder holds, as figures on the two don't compare."""
-    resident: bool = False
-    """Whether the training images stay in the device's memory, for sets that fit: 150 MB for CIFAR-10, 4 GB for
-    ImageNet-32."""
-    workers: int | None = None
-    """Processes that decode images ahead, per training process, for sets that are kept as PNG files; None: one for
-    each core that it has to itself, but no more than 8."""
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"data.workers must be at least 1, not {self.workers}")
-        if self.workers is not None and self.workers > MOST_PROCESSES:
-            raise ValueError(f"data.workers must be at most {MOST_PROCESSES}, not {self.workers}")
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from vdvae import distributed
-from vdvae.data.datasets import DataConfig
+from vdvae.config import DataConfig
 from vdvae.data.splits import Split
 from vdvae.data.storage import Images, PictureFiles, Rows, pieces
-from vdvae.distributed import World
 from vdvae.errors import UserError
+from vdvae.runtime import processes
+from vdvae.runtime.processes import World
 
 MOST_WORKERS = 8
 """Decoding processes, unless told otherwise."""
@@ -64,6 +64,11 @@ def to_device(images: Images, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True).permute(0, 3, 1, 2)
 
 
+def first_images(split: Split, most: int, device: torch.device) -> Tensor:
+    """The first images of a split, no more than `most`, uint8 [B, C, H, W] on the device."""
+    return to_device(split.read(np.arange(min(most, len(split)))), device)
+
+
 def training_batches(
     split: Split, order: BatchOrder, first_step: int, world: World, data: DataConfig
 ) -> Iterator[Tensor]:
@@ -71,7 +76,7 @@ def training_batches(
     positions = (order.positions(step, world.rank, world.size) for step in itertools.count(first_step))
     if data.resident:
         return resident_batches(split, positions, world.device)
-    workers = data.workers or min(distributed.cores_per_process(), MOST_WORKERS)
+    workers = data.workers or min(processes.cores_per_process(), MOST_WORKERS)
     return read_ahead(split, positions, world.device, workers)
 
 

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vdvae.data.datasets import DATASETS, VARIANTS, Rule, Rules, Variant
+from vdvae.config import Variant
+from vdvae.data.datasets import DATASETS, VARIANTS, Rule, Rules
 from vdvae.errors import UserError
-from vdvae.whole_file import whole_file
+from vdvae.files import atomic_write
 
 FILE_NAME = "dataset.json"
 FORMAT = 1
@@ -63,7 +64,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Writes `folder/dataset.json`."""
         content = {"format": FORMAT, "shape": self.image_shape, **asdict(self)}
-        with whole_file(folder / FILE_NAME) as file:
+        with atomic_write(folder / FILE_NAME) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 
 

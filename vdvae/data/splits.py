@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdvae.data.datasets import DATASETS, VARIANTS, DataConfig
+from vdvae.config import DataConfig
+from vdvae.data.datasets import DATASETS, VARIANTS
 from vdvae.data.manifest import FILE_NAME, File, Manifest, official_manifest, read_manifest
 from vdvae.data.storage import Images, NpyFile, PictureFiles, Pixels, Rows, Storage
 from vdvae.errors import UserError, did_you_mean

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from vdvae.data.loader import read_ahead
 from vdvae.data.splits import Split
 from vdvae.data.storage import Rows
-from vdvae.distributed import World
-from vdvae.noise import Purpose, generator
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.processes import World
 
 Result = TypeVar("Result")
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vdvae.files import atomic_write
 from vdvae.model.arguments import Temperature
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator
-from vdvae.whole_file import whole_file
+from vdvae.runtime.noise import Purpose, generator
 
 SMALLEST_CELL = 64
 """Images are enlarged by a whole factor to about this many pixels, so that a 28-pixel image can be seen."""
@@ -121,7 +121,7 @@ def _encode(pixels: NDArray[np.uint8], extension: str, **options: Any) -> bytes:
 
 def _save(encoded: bytes, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(encoded)
 
 

@@ -12,11 +12,11 @@ from torch import Tensor
 from vdvae import fast
 from vdvae.data.splits import Split
 from vdvae.data.storage import Rows
-from vdvae.distributed import World
 from vdvae.evaluation.batches import measured
 from vdvae.evaluation.units import ActiveUnits
 from vdvae.model.likelihood import Binning, Mixture
 from vdvae.model.vdvae import VDVAE
+from vdvae.runtime.processes import World
 
 UNIT_IMAGES = 1024
 """Images on which active units are counted, rounded up to whole batches."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vdvae.errors import UserError
 from vdvae.evaluation.images import encode_png, grid, save_png
-from vdvae.npz import write_npz
+from vdvae.files import write_npz
 
 
 def check_output(out: Path) -> None:

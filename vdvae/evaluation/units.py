@@ -8,10 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from vdvae.distributed import World
 from vdvae.model.config import ModelConfig
 from vdvae.model.gaussian import Latent
 from vdvae.model.vdvae import VDVAE
+from vdvae.runtime.processes import World
 
 ACTIVE = 0.01
 """Nats from which on a latent variable counts as active, the threshold of Burda et al. 2016."""

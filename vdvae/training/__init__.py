@@ -1,1 +1,1 @@
-"""One training step and everything it keeps: optimiser, EMA, metrics, checkpoints."""
+"""One training step and what it keeps: gradient, optimiser, EMA, metrics."""

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vdvae.distributed import World
 from vdvae.model.vdvae import Terms
+from vdvae.runtime.processes import World
 from vdvae.training.threshold import SkipThreshold
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from vdvae import fast
-from vdvae.distributed import World
+from vdvae.config import TrainConfig
 from vdvae.model.vdvae import VDVAE
-from vdvae.noise import Purpose, generator
-from vdvae.precision import autocast, set_matmul_precision
-from vdvae.training.config import TrainConfig
+from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.precision import autocast, set_matmul_precision
+from vdvae.runtime.processes import World
 from vdvae.training.ema import EMA
 from vdvae.training.loss_scale import LossScale
 from vdvae.training.metrics import Metrics, Report

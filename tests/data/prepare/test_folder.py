@@ -19,7 +19,7 @@ from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
 from vdvae.data.splits import Splits, load_splits
 from vdvae.data.storage import Images
-from vdvae.distributed import World
+from vdvae.runtime.processes import World
 from vdvae.training.update import Update
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -31,8 +31,8 @@ from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.data.splits import load_splits
 from vdvae.data.storage import Images
-from vdvae.distributed import World
 from vdvae.errors import UserError
+from vdvae.runtime.processes import World
 from vdvae.training.update import Update
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from vdvae.data.datasets import Variant
+from vdvae.config import Variant
 from vdvae.data.prepare.picture_source import Pictures
 from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError

@@ -1,0 +1,178 @@
+"""Configuration: precedence, coercion, and one helpful line for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+from tests.conftest import TINY
+from vdvae.config import PRESETS, differing_keys, from_dict, load_config, save_config, to_dict
+from vdvae.config.reading import _coerce
+from vdvae.errors import UserError
+
+
+def test_later_presets_and_the_command_line_win(tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("train: {lr: 5e-4, seed: 3}\n")
+    config = load_config(f"cifar10,{tmp_path / 'more.yaml'}", ["train.seed=4", "model.width=192"])
+    assert (config.train.lr, config.train.seed, config.model.width) == (5e-4, 4, 192)
+    assert config.train.batch_size == 32
+
+
+def test_base_is_found_beside_the_file_or_among_the_presets(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: imagenet32\nmodel: {width: 256}\n")
+    (tmp_path / "mine2.yaml").write_text("base: mine\ntrain: {seed: 7}\n")
+    config = load_config(str(tmp_path / "mine2.yaml"), [])
+    assert (config.model.width, config.train.seed, config.train.skip_threshold) == (256, 7, 300)
+
+
+def test_values_take_the_type_of_their_field() -> None:
+    """PyYAML reads 3e-4 as a string and 16:24 as a number in base 60."""
+    overrides = ["train.lr=3e-4", "train.max_steps=1e3", "train.micro_batch=none", "train.compile=true"]
+    config = load_config("cifar10", [*overrides, "model.custom_width_str=16:256", "train.skip_threshold=inf"])
+    assert load_config("imagenet32", ["data.variant=none"]).data.variant is None
+    assert (config.train.lr, config.train.max_steps, config.train.micro_batch) == (3e-4, 1000, None)
+    assert config.train.compile is True
+    assert config.model.custom_width_str == "16:256"
+    assert config.train.skip_threshold == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "converted"),
+    [
+        ("auto", float | Literal["auto"], "auto"),
+        ("300", float | Literal["auto"], 300.0),
+        (3, float | Literal["auto"], 3.0),
+        ("none", int | Literal["all"] | None, None),
+        ("all", int | Literal["all"] | None, "all"),
+        ("none", Literal["a", "b"] | None, None),
+        ("3", Literal[1, 3], 3),
+    ],
+)
+def test_a_union_takes_what_fits_one_of_its_types(value: Any, hint: Any, converted: Any) -> None:
+    assert _coerce(value, hint, "train.key") == converted
+    assert type(_coerce(value, hint, "train.key")) is type(converted)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "said"),
+    [
+        ("fast", float | Literal["auto"], "train.key must be a number or auto, not 'fast'"),
+        (None, float | Literal["auto"], "train.key must be a number or auto, not None"),
+        (True, float | Literal["auto"], "train.key must be a number or auto, not True"),
+        ([1], int | Literal["a", "b"] | None, "train.key must be a whole number or one of a, b, not a list"),
+        ("c", Literal["a", "b"] | None, "train.key must be one of a, b, not 'c'"),
+        (True, Literal[1, 3], "train.key must be one of 1, 3, not True"),
+        (10**400, Literal[1, 3], "train.key must be one of 1, 3, not a number that large"),
+        ("1e30", int, "train.key must be below 2**63, not '1e30'"),
+        ("x" * 1000, int, f"train.key must be a whole number, not '{'x' * 99} ..."),
+    ],
+)
+def test_what_a_union_does_not_take(value: Any, hint: Any, said: str) -> None:
+    with pytest.raises(UserError) as error:
+        _coerce(value, hint, "train.key")
+    assert str(error.value) == said
+
+
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_survives_being_saved(path: Path, tmp_path: Path) -> None:
+    config = load_config(path.stem, [])
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(str(tmp_path / "config.yaml"), []) == config
+    assert from_dict(to_dict(config), "there") == config
+
+
+def test_differing_keys() -> None:
+    a, b = load_config("cifar10", []), load_config("cifar10", ["model.zdim=8", "train.lr=1"])
+    assert differing_keys(a, b) == ["model.zdim", "train.lr"]
+
+
+@pytest.mark.parametrize(
+    ("hps", "override", "said"),
+    [
+        ("imagnet32", "", "there is no preset 'imagnet32' (did you mean 'imagenet32'?); configs/ has cifar10, fash"),
+        ("nothing.yaml", "", "there is no preset 'nothing.yaml'"),
+        ("cifar10", "train.learning_rate=1", "command line: unknown key train.learning_rate"),
+        ("cifar10", "train.batchsize=1", "unknown key train.batchsize (did you mean 'batch_size'?)"),
+        ("cifar10", "trian.lr=1", "unknown section 'trian' (did you mean 'train'?)"),
+        ("cifar10", "lr=1", "'lr=1' is not of the form section.key=value"),
+        ("cifar10", "train.lr", "'train.lr' is not of the form section.key=value"),
+        ("cifar10", "train.lr=fast", "command line: train.lr must be a number, not 'fast'"),
+        ("cifar10", "train.lr=nan", "train.lr must be a number, not 'nan'"),
+        ("cifar10", "train.lr=0", "train.lr must be above 0"),
+        ("cifar10", "train.batch_size=1.5", "train.batch_size must be a whole number, not '1.5'"),
+        ("cifar10", "train.batch_size=inf", "train.batch_size must be a whole number, not 'inf'"),
+        ("cifar10", "train.batch_size=0", "train.batch_size must be at least 1"),
+        ("cifar10", "train.compile=1", "train.compile must be true or false"),
+        ("cifar10", "train.precision=fp8", "train.precision must be one of fp32, tf32, bf16, fp16, not 'fp8'"),
+        ("cifar10", "train.ema_decay=1", "train.ema_decay must be from 0 to below 1"),
+        ("imagenet32", "data.variant=old", "data.variant must be one of original, newer, not 'old'"),
+        ("cifar10", "data.workers=0", "data.workers must be at least 1"),
+        ("cifar10", "data.workers=1e6", "data.workers must be at most 1000, not 1000000"),
+        ("cifar10", "model.image_channels=2", "model.image_channels must be one of 1, 3"),
+        ("cifar10", "model.bits=9", "model.bits must be from 1 to 8"),
+        ("cifar10", "model.width=3", "0.25 of width 3 at resolution"),
+        ("cifar10", "model.width=1e30", "model.width must be below 2**63, not '1e30'"),
+        ("cifar10", "model.zdim=1e6", "model.zdim must be from 1 to 65536, not 1000000"),
+        ("cifar10", "model.custom_width_str=1:65537", "65537 at 1 is above 65536, the most"),
+        ("cifar10", "model.bottleneck_multiple=inf", "model.bottleneck_multiple must be above 0, at most 16, not inf"),
+        ("cifar10", "model.input_scale=0", "model.input_scale must be finite and not 0, not 0.0"),
+        ("cifar10", "model.input_shift=-inf", "model.input_shift must be finite, not -inf"),
+        ("cifar10", "model.no_bias_above=-1", "model.no_bias_above must not be negative, not -1"),
+        ("cifar10", "model.custom_width_str=12:3", "no block has resolution 12"),
+        ("cifar10", "model.enc_blocks=32x11,32d3", "'32d3' cannot pool resolution 32 by 3"),
+        ("ffhq256", "model.bits=4 model.binning=released", "released exists for 5 and 8 bits"),
+    ],
+)
+def test_one_line_for_each_mistake(hps: str, override: str, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_config(hps, override.split())
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model: {custom_width_str: 16:24}", "model.custom_width_str must be text (in quotes), not 984"),
+        ("model: 3", "section model must hold keys and values"),
+        ("- 1", "must hold the sections model, data, train"),
+        ("model: {", "not valid YAML"),
+        ("[]", "must hold the sections model, data, train"),
+        ("train: {lr: !!bool maybe}", "not valid YAML: KeyError, 'maybe'"),
+        ("[" * 2000, "not valid YAML: RecursionError"),
+        ("train: {lr: 1, lr: 1}", "not valid YAML: 'lr' is there twice"),
+        ("train: {lr: 1}\nmodel: {}\ntrain: {seed: 1}", "not valid YAML: 'train' is there twice"),
+        ("base: loop", "its `base` leads back to itself"),
+        ("base: ../here/loop", "its `base` leads back to itself"),
+        ("base: [cifar10]", "base must be text (in quotes), not a list"),
+        ("train: {lr: true}", "train.lr must be a number, not True"),
+        ("data: {dataset: cifar10}", "model.enc_blocks is not set, and it has no default"),
+    ],
+)
+def test_one_line_for_each_mistake_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "here/loop.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        load_config(str(path), [])
+    assert said in str(error.value)
+
+
+def test_a_file_in_another_encoding(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("data: {root: Köln}".encode("latin-1"))
+    with pytest.raises(UserError, match=r"mine\.yaml: not valid YAML: unacceptable character #x00f6"):
+        load_config(f"cifar10,{tmp_path / 'mine.yaml'}", [])
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    """They are not there twice."""
+    text = "base: cifar10\ntrain: {<<: {lr: 1, seed: 5}, lr: 2}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    config = load_config(str(tmp_path / "mine.yaml"), [])
+    assert (config.train.lr, config.train.seed) == (2, 5)
+
+
+def test_tiny_is_a_preset_like_any_other() -> None:
+    assert load_config(str(TINY), []).train.batch_size == 8

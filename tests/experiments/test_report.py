@@ -1,0 +1,127 @@
+"""Tables and verdicts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from paper.outcome import Outcome
+from paper.report import Finished, gather, judge, table, table_of_models, to_json, verdicts
+from paper.spec import Claim, Run, load_experiment
+
+from tests.conftest import ROOT
+from vdvae.errors import UserError
+
+USUAL = Outcome(
+    parameters=1_234_567,
+    depth=48,
+    updates=800,
+    bits_per_dim=3.0,
+    train_bits_per_dim=3.0,
+    rate=0.5,
+    skipped=0,
+    skipped_share=0.0,
+    share_of_an_update=0.125,
+    largest_norm=12.3456,
+    silent_layers=0,
+    diverged=False,
+    layer_rate=[0.5],
+    hours=0.05,
+)
+
+
+def finished(values: dict[str, list[float | None]], images: str = "fashion") -> list[Finished]:
+    """A run for each name and seed, with these bits/dim."""
+    return [
+        Finished(
+            Run(images, name, seed, "fashion", (), Path(images, name, str(seed))),
+            replace(USUAL, bits_per_dim=value, diverged=value is None),
+        )
+        for name, seeds in values.items()
+        for seed, value in enumerate(seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "why"),
+    [
+        ({"a": [3.0, 3.1], "b": [3.2, 3.3], "c": [3.4, 3.4]}, "reproduced", "a < b, b < c"),
+        ({"a": [3.0, 3.25], "b": [3.2, 3.3], "c": [3.4, 3.4]}, "not decided at this size", "a ~ b, b < c"),
+        ({"a": [3.0, 3.1], "b": [3.5, 3.6], "c": [3.4, 3.4]}, "not reproduced", "a < b, b > c"),
+        ({"a": [3.0, 3.25], "b": [3.2, 3.3], "c": [3.1, 3.1]}, "not reproduced", "a ~ b, b > c"),
+        ({"a": [3.0, 3.1], "b": [3.2, 3.3], "c": [None, None]}, "reproduced", "a < b, b < c"),
+        ({"a": [3.0, 3.1], "b": [3.2, None], "c": [None, None]}, "not decided at this size", "a < b, b ~ c"),
+        ({"a": [3.0], "b": [3.0], "c": [3.1]}, "not decided at this size", "a ~ b, b < c"),
+        ({"a": [3.0], "c": [3.1]}, "not decided at this size", "a or b was not run"),
+    ],
+)
+def test_orders(values: dict[str, list[float | None]], verdict: str, why: str) -> None:
+    (judged,) = judge([Claim("a, b, c", "bits_per_dim", ["a", "b", "c"])], finished(values))
+    assert (judged.verdict, judged.why) == (verdict, why)
+    assert verdicts([judged]) == f"- a, b, c (fashion): **{verdict}** ({why})."
+
+
+@pytest.mark.parametrize(("values", "verdict"), [([2.9, 3.0], "reproduced"), ([2.9, 3.2], "not reproduced")])
+def test_bounds(values: list[float | None], verdict: str) -> None:
+    (judged,) = judge([Claim("low", "bits_per_dim", ["a"], below=3.1)], finished({"a": values, "b": [4.0]}))
+    assert (judged.verdict, judged.why) == (verdict, f"up to {max(v for v in values if v):g}")
+    (absent,) = judge([Claim("low", "bits_per_dim", ["c"], below=3.1)], finished({"a": values}))
+    assert (absent.verdict, absent.why) == ("not decided at this size", "c was not run")
+
+
+def test_no_skipped_update_of_800_does_not_make_it_less_than_one_of_10000() -> None:
+    claim = Claim("few", "skipped_share", ["a"], below=0.01, resolution="share_of_an_update")
+    (run,) = finished({"a": [3.0]})
+    (judged,) = judge([claim], [run])
+    assert (judged.verdict, judged.why) == ("not decided at this size", "up to 0, and the next is 0.125")
+    longer = run._replace(outcome=replace(USUAL, updates=1_100_000, share_of_an_update=1e-4, skipped_share=0.0099))
+    assert judge([claim], [longer])[0].verdict == "reproduced"
+    worse = run._replace(outcome=replace(USUAL, skipped_share=0.25))
+    assert judge([claim], [worse])[0].verdict == "not reproduced"
+
+
+def test_each_data_set_is_judged_by_itself() -> None:
+    both = finished({"a": [3.0], "b": [3.1]}) + finished({"a": [3.1], "b": [3.0]}, "photographs")
+    verdicts = [(j.images, j.verdict) for j in judge([Claim("", "bits_per_dim", ["a", "b"])], both)]
+    assert verdicts == [("fashion", "reproduced"), ("photographs", "not reproduced")]
+
+
+def test_table_has_means_ranges_and_the_papers_figures() -> None:
+    experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("runs"))
+    lines = table(experiment, finished({"48": [3.0, 3.1], "3": [None, 3.5], "6": [None, None]})).splitlines()
+    assert lines[0].startswith("| images | run | seeds | parameters | stochastic depth | test bits/dim |")
+    assert lines[4] == "| fashion | 48 | 2 | 1,234,567 | 48 | 3.0500 (3.0000 to 3.1000) | 3.0000 | 0.5000 | 3.95 |"
+    assert " diverged | " in lines[3]
+    assert " 3.5000; 1 of 2 diverged | " in lines[2]
+    assert lines[2].endswith("| 4.30 |")
+
+
+def test_table_2_has_the_papers_rows_and_what_was_measured() -> None:
+    """Counts of FACTS; of runs that are not there, no NLL."""
+    experiment = load_experiment(ROOT / "experiments", "table2", "full", None, Path("runs"))
+    assert gather(experiment) == []
+    ran = Finished(experiment.runs[0], replace(USUAL, bits_per_dim=2.8712))
+    lines = table_of_models(experiment, [ran]).splitlines()
+    assert "| CIFAR-10 | Very Deep VAE, paper | VAE | 39M | 45 | 1 | ≤ 2.87 |" in lines
+    assert "| CIFAR-10 | Very Deep VAE, here | VAE | 39,145,700 | 43 | 1 | ≤ 2.8712 |" in lines
+    assert "| ImageNet-32 | Very Deep VAE, here | VAE | 119,280,868 | 78 | 1 | not measured |" in lines
+    assert "| ImageNet-64 | Sparse Transformer | AR | 152M |  | D | 3.44 |" in lines
+    assert len(lines) == 2 + 24 + 5
+    figures = to_json(experiment, [], [])
+    assert figures["counted"]["FFHQ-256 (5 bit)"] == {"parameters": 114_874_852, "depth": 66}
+
+
+def test_missing_runs_are_one_line() -> None:
+    experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("nowhere"))
+    with pytest.raises(UserError, match=r"3-seed0 and 19 more of 20 runs have not ended; without --gather"):
+        gather(experiment)
+
+
+def test_json_says_how_each_run_is_made() -> None:
+    experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("runs"))
+    runs = [Finished(run, USUAL) for run in experiment.runs]
+    figures = to_json(experiment, [*runs, runs[0]], judge(experiment.claims, runs))
+    assert figures["hours_of_training"] == pytest.approx(20 * 0.05)  # the shared run once
+    assert figures["runs"][2]["command"].endswith("model.stochastic_group=8 train.seed=0")
+    assert {claim["verdict"] for claim in figures["claims"]} == {"not decided at this size"}

@@ -1,0 +1,138 @@
+"""Runs side by side, and a whole experiment with the smallest of models."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+from paper.draw import draw
+from paper.report import gather, judge, table
+from paper.runner import train_all
+from paper.spec import Experiment, load_experiment
+
+from tests.conftest import ROOT, TINY, Command
+from vdvae.errors import UserError
+
+TINY_EXPERIMENT = f"""
+title: groups
+scales: {{small: {{seeds: 2, settings: {{train.max_steps: 4}}, images: {{fashion: {{hps: {TINY}}}}}}}}}
+runs: {{"3": {{}}, "1": {{model.stochastic_group: 3}}}}
+columns: [depth, bits_per_dim]
+figure: by_setting
+claims: [{{text: depth helps, metric: bits_per_dim, order: ["3", "1"]}}]
+"""
+FAKE_TRAIN = """
+import json, os, shutil, sys, time
+from pathlib import Path
+
+run = Path(sys.argv[sys.argv.index("--run_dir") + 1])
+if "train.seed=1" in sys.argv and Path("breaks").exists():
+    sys.exit("error: the disk is on fire")
+with open("calls", "a") as file:
+    file.write(f"{run.name} {os.environ['OMP_NUM_THREADS']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
+run.mkdir()
+(run / "config.yaml").write_text(Path("config.yaml").read_text())
+(run / "metrics.jsonl").write_text(json.dumps({"kind": "test", "step": 1}) + "\\n")
+"""
+
+
+def tiny_experiment(folder: Path) -> Experiment:
+    (folder / "tiny.yaml").write_text(TINY_EXPERIMENT)
+    return load_experiment(folder, "tiny", "small", None, folder / "runs")
+
+
+def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = tiny_experiment(tmp_path)
+    train_all(ROOT / "train.py", experiment.runs, jobs=2)
+    finished = gather(experiment)
+    assert [(f.run.name, f.run.seed, f.outcome.depth, f.outcome.updates) for f in finished] == [
+        ("3", 0, 3, 4),
+        ("3", 1, 3, 4),
+        ("1", 0, 1, 4),
+        ("1", 1, 1, 4),
+    ]
+    bits = [f.outcome.bits_per_dim for f in finished]
+    assert len(set(bits)) == 4
+    assert len(judge(experiment.claims, finished)) == 1
+    assert table(experiment, finished).count("\n| fashion |") == 2
+    for run in experiment.runs:
+        assert f"{run.directory}: " in run.directory.with_name(f"{run.directory.name}.log").read_text()
+    for figure in ("by_setting", "cumulative_rate", "gradient_norms", "reconstructions"):
+        about = Experiment(**{**vars(experiment), "figure": figure})
+        assert draw(about, finished, torch.device("cpu"))["fashion"].std() > 5
+    assert draw(Experiment(**{**vars(experiment), "figure": "none"}), finished, torch.device("cpu")) == {}
+
+
+def test_what_has_ended_is_not_run_again_and_what_failed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text((run / "config.yaml").read_text())
+    Path("train.py").write_text(FAKE_TRAIN)
+    experiment = tiny_experiment(tmp_path)
+    Path("breaks").touch()
+    with pytest.raises(UserError, match=r"seed1 ended with status 1: error: the disk is on fire \(all .*log\)"):
+        train_all(Path("train.py"), experiment.runs, jobs=1)
+    Path("breaks").unlink()
+    train_all(Path("train.py"), experiment.runs, jobs=1)
+    train_all(Path("train.py"), experiment.runs, jobs=1)
+    calls = [line.split() for line in Path("calls").read_text().splitlines()]
+    assert sorted(name for name, *_ in calls) == ["1-seed0", "1-seed1", "3-seed0", "3-seed1"]
+    assert {threads for _, threads, _ in calls} == {str(len(os.sched_getaffinity(0)))}
+
+
+def test_each_gpu_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Path) -> None:
+    """Only those that this process may use, by the names that it knows them by."""
+    monkeypatch.chdir(tmp_path)
+    Path("config.yaml").write_text((run / "config.yaml").read_text())
+    Path("train.py").write_text(FAKE_TRAIN.replace("import json", "import time; time.sleep(0.5); import json"))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    train_all(Path("train.py"), tiny_experiment(tmp_path).runs, jobs=None)
+    calls = [line.split()[2] for line in Path("calls").read_text().splitlines()]
+    assert sorted(calls) == ["4", "4", "7", "7"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["table1-dept"], "no experiment 'table1-dept' (did you mean 'table1-depth'?)"),
+        (["table1-depth", "--gather"], "20 runs have not ended; without --gather they are made"),
+        (["table1-depth", "--seeds", "0"], "--seeds must be at least 1, not 0"),
+        (["table1-depth", "--jobs", "-1"], "--jobs must be at least 1, not -1"),
+        (["table1-depth", "--scale", "medium"], "invalid choice: 'medium'"),
+        (["figure4", "--run", "nowhere"], "nowhere is no run directory"),
+    ],
+)
+def test_mistakes_on_the_command_line(command: Command, tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = command("scripts/experiment.py", *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_for_a_queue(command: Command) -> None:
+    lines = command("scripts/experiment.py", "table1-depth", "--scale", "full", "--commands").stdout.splitlines()
+    assert len(lines) == 5
+    assert lines[1].startswith("python train.py --hps ")
+    assert lines[1].endswith(
+        "48-layers.yaml --run_dir runs/experiments/full/imagenet32/table1-depth/6-seed0 "
+        "model.stochastic_group=8 train.seed=0"
+    )
+
+
+def test_figure_4_of_any_run(run: Path, command: Command) -> None:
+    result = command("scripts/experiment.py", "figure4", "--run", run)
+    assert result.returncode == 0, result.stderr
+    written = {path.name for path in (run / "figures").iterdir()}
+    assert written == {"figure4.json", "figure4-small.md", "figure4-small-fashion-mnist-9k-1k.png"}
+    assert iio.imread(run / "figures/figure4-small-fashion-mnist-9k-1k.png").std() > 5
+    figures = json.loads((run / "figures/figure4.json").read_text())["small"]
+    assert figures["runs"][0]["bits_per_dim"] > 0
+    assert figures["hardware"]

@@ -1,0 +1,143 @@
+"""experiments/*.yaml against the paper, and files that are none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from paper.spec import Experiment, Scale, experiments_in, load_experiment
+
+from tests.conftest import ROOT
+from vdvae.errors import UserError
+
+FOLDER = ROOT / "experiments"
+
+
+def load(name: str, scale: Scale = "full", folder: Path = FOLDER, seeds: int | None = None) -> Experiment:
+    return load_experiment(folder, name, scale, seeds, Path("runs"))
+
+
+def layers_of(experiment: Experiment, images: str) -> dict[str, list[int]]:
+    """The layers at each resolution, the highest first, of each run."""
+    found = {}
+    for run in experiment.runs:
+        if run.images == images:
+            counts = Counter(spec.resolution for spec in run.config.model.decoder_specs)
+            found[run.name] = [counts[r] for r in sorted(counts, reverse=True)]
+    return found
+
+
+@pytest.mark.parametrize("scale", ["full", "small"])
+@pytest.mark.parametrize("name", experiments_in(FOLDER))
+def test_every_experiment_describes_runs_that_can_be(name: str, scale: Scale) -> None:
+    experiment = load(name, scale)
+    assert experiment.runs
+    assert len({(run.images, run.name, run.seed) for run in experiment.runs}) == len(experiment.runs)
+    assert {run.config.train.seed for run in experiment.runs} == {run.seed for run in experiment.runs}
+    assert set(experiment.paper) <= set(experiment.run_names)
+
+
+def test_table_1_left() -> None:
+    experiment = load("table1-depth")
+    depths = {run.name: run.config.model.stochastic_depth for run in experiment.runs}
+    assert depths == {"48": 48, "24": 24, "12": 12, "6": 6, "3": 3}
+    assert experiment.paper == {"3": "4.30", "6": "4.18", "12": "4.06", "24": "3.98", "48": "3.95"}
+    assert {run.config.data.dataset for run in experiment.runs} == {"imagenet32"}
+
+
+def test_table_1_right() -> None:
+    experiment = load("table1-distribution")
+    assert layers_of(experiment, "imagenet32") == {
+        "most": [16, 16, 10, 4, 2],
+        "many": [14, 14, 10, 6, 4],
+        "some": [12, 12, 10, 8, 6],
+        "even": [10, 10, 10, 10, 8],
+    }
+    assert experiment.paper == {"even": "3.98", "some": "3.97", "many": "3.96", "most": "3.95"}
+
+
+@pytest.mark.parametrize("images", ["fashion", "photographs"])
+def test_small_scale_has_48_layers_too(images: str) -> None:
+    for name in ("table1-depth", "table1-distribution", "figure5-collapse", "figure6-skips"):
+        assert {sum(layers) for layers in layers_of(load(name, "small"), images).values()} == {48}
+
+
+@pytest.mark.parametrize(("scale", "images"), [("full", "cifar10"), ("small", "fashion"), ("small", "photographs")])
+def test_table_3(scale: Scale, images: str) -> None:
+    experiment = load("table3-scaling", scale)
+    depths = {name: sum(layers) for name, layers in layers_of(experiment, images).items()}
+    assert depths == {f"{depth} {how}": depth for how in ("with", "without") for depth in (15, 30, 45, 60, 75)}
+    for run in experiment.runs:
+        assert run.config.model.residual_scaling == run.name.endswith(" with")
+    layers = layers_of(experiment, images)
+    assert all(layers[f"{depth} with"] == layers[f"{depth} without"] for depth in (15, 30, 45, 60, 75))
+    assert scale == "small" or {run.config.train.max_steps for run in experiment.runs} == {80_000}
+
+
+def test_figure_5_has_73_layers_in_three_designs() -> None:
+    experiment = load("figure5-collapse")
+    assert {sum(layers) for layers in layers_of(experiment, "imagenet32").values()} == {73}
+    designs = {run.name: (run.config.model.unpool, run.config.model.topdown_residual) for run in experiment.runs}
+    assert designs == {"nearest": ("nearest", True), "conv": ("conv", True), "FFN": ("nearest", False)}
+
+
+def test_a_run_of_another_experiment_is_made_once() -> None:
+    shared = {run.directory for run in load("table1-depth").runs} & {
+        run.directory for run in load("table1-distribution").runs
+    }
+    assert shared == {Path("runs/full/imagenet32/table1-depth/48-seed0")}
+
+
+def test_seeds() -> None:
+    assert {run.seed for run in load("table1-depth", "small").runs} == {0, 1}
+    assert {run.seed for run in load("table1-depth", "small", seeds=3).runs} == {0, 1, 2}
+
+
+def write(folder: Path, **changes: str) -> Path:
+    """An experiment with two runs of the demo, and something else in the place of some lines."""
+    lines = {
+        "title": "title: two",
+        "scales": "scales: {small: {seeds: 1, images: {fashion: {hps: fashion}}}}",
+        "runs": "runs: {a: {}, b: {model.zdim: 4}}",
+        "columns": "columns: [bits_per_dim]",
+        "figure": "figure: by_setting",
+        "claims": "claims: [{text: a is better, metric: bits_per_dim, order: [a, b]}]",
+        **changes,
+    }
+    (folder / "two.yaml").write_text("\n".join(lines.values()))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"title": ""}, "two.yaml is no experiment: KeyError, 'title'"),
+        ({"title": "title: [1"}, "two.yaml: not valid YAML"),
+        ({"scales": "scales: {small: {images: {fashion: {hps: fashion}}}}"}, "KeyError, 'seeds'"),
+        ({"scales": "scales: {small: 3}"}, "two.yaml is no experiment: TypeError"),
+        ({"runs": "runs: {a: {}, b: {model.zdin: 4}}"}, "unknown key model.zdin .did you mean 'zdim'"),
+        (
+            {"runs": "runs: {a: {}, b: {model.stochastic_group: 3}}"},
+            "the 10 layers .* groups of 3; use one of 1, 2, 5",
+        ),
+        ({"runs": "runs: {a: {}, b: three/c}"}, "no experiment 'three'"),
+        ({"runs": "runs: {a: {}, b: two/c}"}, "two.yaml is no experiment: KeyError, 'c'"),
+        ({"columns": "columns: [bits_per_din]"}, "no figure 'bits_per_din' .did you mean 'bits_per_dim'"),
+        ({"claims": "claims: [{text: t, metric: bits_per_dim, order: [a, c]}]"}, "claims: no run 'c'"),
+        ({"claims": "claims: [{text: t, metric: loss, order: [a, b]}]"}, "no figure 'loss'"),
+        ({"claims": "claims: [{text: t}]"}, "two.yaml is no experiment: TypeError"),
+        ({"figure": "figure: pie"}, "figure must be one of by_setting, "),
+    ],
+)
+def test_files_that_are_no_experiment(tmp_path: Path, changes: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load("two", "small", write(tmp_path, **changes))
+
+
+def test_names_that_are_no_experiment(tmp_path: Path) -> None:
+    assert [run.name for run in load("two", "small", write(tmp_path)).runs] == ["a", "b"]
+    with pytest.raises(UserError, match=r"^no experiment 'table1-dept' \(did you mean 'table1-depth'\?\); there"):
+        load("table1-dept")
+    with pytest.raises(UserError, match=r"two\.yaml is no experiment: KeyError, 'full'"):
+        load("two", "full", tmp_path)

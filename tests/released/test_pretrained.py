@@ -1,0 +1,234 @@
+"""From a run directory, a checkpoint or a released file to a model, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import vdvae
+from tests.conftest import ROOT, TINY
+from vdvae import config as vdvae_config
+from vdvae.config import load_model_config
+from vdvae.errors import UserError
+from vdvae.released.recognition import RELEASES, Release, complete_presets, expected_tensors
+from vdvae.run import checkpoint
+
+TOLD_BY_A_FRESH_PROCESS = """
+import json, re, sys
+from pathlib import Path
+import torch
+import vdvae
+
+def memory(which):
+    return int(re.findall(rf"{which}:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024
+
+torch.set_num_threads(2)
+path, codes = Path(sys.argv[1]), sys.argv[2] == "codes"
+before = memory("VmRSS")
+model = vdvae.load_pretrained(path)
+told = {"peak": (memory("VmHWM") - before) / path.stat().st_size, "image_size": model.config.image_size}
+told["blocks"] = model.config.dec_blocks
+if codes:
+    shape = (1, 3, model.config.image_size, model.config.image_size)
+    with torch.no_grad():
+        latents = model.encode(torch.randint(0, 256, shape, dtype=torch.uint8))
+        images = model.decode(latents, output="mean")
+    told |= {"layers": len(latents), "finite": bool(images.isfinite().all()), "shape": list(images.shape)}
+print(json.dumps(told))
+"""
+
+
+def random_weights(hps: str) -> dict[str, Tensor]:
+    return {name: torch.randn(t.shape).mul_(0.01) for name, t in expected_tensors(load_model_config(hps)).items()}
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """A small model's weights, as the released code would have written them."""
+    torch.manual_seed(0)
+    path = tmp_path / "tiny-iter-6-model-ema.th"
+    torch.save(OrderedDict(random_weights(str(TINY))), path)
+    return path
+
+
+# FFHQ-256 in the format before PyTorch 1.6, ImageNet-32 as it comes out of DistributedDataParallel.
+@pytest.mark.parametrize("release", RELEASES[:5], ids=lambda release: release.preset)
+def test_a_released_file_of_full_size_is_recognised_within_its_size_in_memory(release: Release, tmp_path: Path) -> None:
+    """Random weights under the released names; encoding and decoding an image where two cores can do it soon."""
+    is_parallel = release.preset == "imagenet32"
+    weights = {("module." if is_parallel else "") + name: t for name, t in random_weights(release.preset).items()}
+    path = tmp_path / f"{Path(release.stem).name}-model{'' if is_parallel else '-ema'}.th"
+    torch.save(OrderedDict(weights), path, _use_new_zipfile_serialization=release.preset != "ffhq256")
+    del weights
+    codes = release.preset in ("cifar10", "imagenet32", "imagenet64")
+    result = subprocess.run(
+        [sys.executable, "-c", TOLD_BY_A_FRESH_PROCESS, path, "codes" if codes else ""],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    path.unlink()
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    model = load_model_config(release.preset)
+    assert told["blocks"] == model.dec_blocks
+    assert told["peak"] <= 1.3
+    if codes:
+        size = model.image_size
+        assert (told["layers"], told["finite"], told["shape"]) == (len(model.decoder_specs), True, [1, 3, size, size])
+
+
+def test_the_average_by_default_and_the_trained_weights_on_demand(run: Path) -> None:
+    path = run / "checkpoints/step-00000006.pt"
+    state = checkpoint.read(path).state
+    for weights in (None, "ema", "model"):
+        for source in (run, path, str(run)):
+            model = vdvae.load_pretrained(source, weights=weights)
+            loaded = model.state_dict()
+            assert all(torch.equal(loaded[name], tensor) for name, tensor in state[weights or "ema"].items())
+    assert not torch.equal(state["ema"]["decoder.gain"], state["model"]["decoder.gain"])
+    assert not vdvae.load_pretrained(run).training
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_released_files_of_every_kind(tmp_path: Path, prefix: str, is_zip: bool, dtype: torch.dtype) -> None:
+    weights = random_weights(str(TINY))
+    path = tmp_path / "a.th"
+    saved = {prefix + name: tensor.to(dtype) for name, tensor in weights.items()}
+    torch.save(OrderedDict(saved), path, _use_new_zipfile_serialization=is_zip)
+    for hps in (str(TINY), TINY, load_model_config(str(TINY))):
+        model = vdvae.load_pretrained(path, device="auto", hps=hps)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor.cpu(), weights[name].to(dtype).float())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_weights_get_the_layout_that_a_new_model_has(released: Path, tiny: vdvae_config.Config) -> None:
+    """Or convolutions would run slower, and round otherwise, than in the run that made them."""
+    loaded = vdvae.load_pretrained(released, hps=str(TINY))
+    for (name, new), old in zip(vdvae.VDVAE(tiny.model).named_parameters(), loaded.parameters(), strict=True):
+        assert new.stride() == old.stride(), name
+
+
+def test_a_preset_of_ones_own_is_recognised(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Among complete presets; a fragment and a broken file do not get in the way, two different models do."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    monkeypatch.setattr("vdvae.config.reading.PRESETS", folder)
+    monkeypatch.setattr("vdvae.released.recognition.PRESETS", folder)
+    (folder / "mine.yaml").write_text(TINY.read_text())
+    (folder / "fragment.yaml").write_text("model: {image_size: 28}")
+    (folder / "broken.yaml").write_text("model: [")
+    (folder / "same_model.yaml").write_text("base: mine\ntrain: {lr: 1e-4}")
+    assert list(complete_presets()) == ["mine", "same_model"]
+    assert vdvae.load_pretrained(released).config == load_model_config(str(TINY))
+    (folder / "other.yaml").write_text("base: mine\nmodel: {input_shift: -3.0, bits: 5}")
+    with pytest.raises(UserError, match=r"presets mine and other alike, which differ in model.bits, model.input_shift"):
+        vdvae.load_pretrained(released)
+    assert vdvae.load_pretrained(released, hps="other").config.bits == 5
+
+
+def damage(path: Path, how: str) -> None:
+    content = torch.load(path, weights_only=True)
+    if how == "a tensor is missing":
+        del content["decoder.gain"]
+    elif how == "a tensor is too much":
+        content["decoder.extra"] = torch.zeros(2)
+    elif how == "a shape is wrong":
+        content["decoder.gain"] = torch.zeros(1, 9, 1, 1)
+    elif how == "whole numbers":
+        content["decoder.gain"] = torch.zeros(1, 8, 1, 1, dtype=torch.int64)
+    elif how == "no tensors":
+        content = {"epoch": 3}
+    elif how == "a list":
+        content = [1, 2]
+    torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("a tensor is missing", r"decoder.gain \[1, 8, 1, 1\] is missing"),
+        ("a tensor is too much", "decoder.extra is too much"),
+        ("a shape is wrong", r"decoder.gain should be \[1, 8, 1, 1\], not \[1, 9, 1, 1\]"),
+        ("whole numbers", "'decoder.gain' in it is torch.int64, not floats"),
+        ("no tensors", "neither a checkpoint nor released weights: 'epoch' in it is int"),
+        ("a list", "holds no named tensors"),
+    ],
+)
+def test_tensors_that_do_not_fit(released: Path, how: str, said: str) -> None:
+    damage(released, how)
+    with pytest.raises(ValueError, match=said):
+        vdvae.load_pretrained(released, hps=str(TINY))
+
+
+def test_no_preset_fits(released: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"fits none of the presets cifar10, .* In the nearest, fashion, .* more tensors differ. Name its own",
+    ):
+        vdvae.load_pretrained(released)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("kept", [0, 1, 50, 0.3, 0.9, 0.999])
+def test_a_file_that_is_cut_off(released: Path, is_zip: bool, kept: float) -> None:
+    content = torch.load(released, weights_only=True)
+    torch.save(content, released, _use_new_zipfile_serialization=is_zip)
+    whole = released.read_bytes()
+    released.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
+    with pytest.raises(UserError, match=r"cut off, damaged, or no file of torch\.save"):
+        vdvae.load_pretrained(released)
+
+
+class Evil:
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_code_in_a_file_is_not_executed(released: Path, is_zip: bool) -> None:
+    trace = released.parent / "was-run"
+    content = torch.load(released, weights_only=True)
+    content["decoder.gain"] = Evil(trace)
+    torch.save(content, released, _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(UserError, match=r"would call posix.mkdir, and weights are nothing but tensors"):
+        vdvae.load_pretrained(released)
+    assert not trace.exists()
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is nothing at"):
+        vdvae.load_pretrained(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="give a run directory or a checkpoint"):
+        vdvae.load_pretrained(tmp_path)
+    address = "https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2/"
+    name = "imagenet64-iter-1600000-model-ema.th"
+    with pytest.raises(UserError, match=f"download it from {address}{name}"):
+        vdvae.load_pretrained(tmp_path / name)
+
+
+def test_choices_that_mean_nothing_are_refused(run: Path, released: Path) -> None:
+    with pytest.raises(UserError, match="has its own configuration"):
+        vdvae.load_pretrained(run, hps="cifar10")
+    with pytest.raises(UserError, match="holds one set of weights"):
+        vdvae.load_pretrained(released, weights="ema")
+    with pytest.raises(ValueError, match="there is no device 'cuda:9'"):
+        vdvae.load_pretrained(run, device="cuda:9")
+    with pytest.raises(UserError, match="there is no preset 'imagenet46'"):
+        vdvae.load_pretrained(released, hps="imagenet46")

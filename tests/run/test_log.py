@@ -1,0 +1,104 @@
+"""metrics.jsonl: what a resumed run keeps of it, whatever it finds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from vdvae import VDVAE
+from vdvae.config import Config
+from vdvae.errors import UserError
+from vdvae.run.directory import RunDirectory
+from vdvae.run.log import RunLog, read_log
+from vdvae.training.metrics import Report
+
+
+def line(kind: str, step: int, **values: object) -> str:
+    return json.dumps({"kind": kind, "step": step, **values}) + "\n"
+
+
+def reopened(content: bytes, step: int, tiny: Config, folder: Path) -> None:
+    """Opens and closes the log of a run that goes on after `step` updates."""
+    (folder / "metrics.jsonl").write_bytes(content)
+    RunLog(RunDirectory(folder), VDVAE(tiny.model), step, writes=True).close()
+
+
+def test_later_lines_and_the_test_are_dropped(tiny: Config, tmp_path: Path) -> None:
+    """As is the validation that followed the checkpoint, which knows nothing of it."""
+    kept = [line("valid", 2, bits_per_dim=3.0), line("train", 2), line("train", 4)]
+    dropped = [line("valid", 4, bits_per_dim=3.0), line("train", 6), line("test", 2), line("test", 4)]
+    reopened("".join(kept + dropped).encode(), 4, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"kind": "train", "st', b"\xff\x00", b"[1]", b'{"kind": "train"}', b'{"step": "a", "kind": 1}', b"[" * 9999],
+)
+def test_a_damaged_line_is_dropped_and_told(
+    damage: bytes, tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that was cut off, last of all."""
+    good = line("train", 2).encode()
+    reopened(good + damage, 9, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+    assert capsys.readouterr().err == f"warning: {tmp_path}/metrics.jsonl: 1 damaged line is dropped\n"
+
+
+def test_a_line_without_its_end_is_kept(tiny: Config, tmp_path: Path) -> None:
+    good = line("train", 2).encode()
+    reopened(good.rstrip(), 9, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == good
+
+
+def test_numbers_that_are_not_finite_are_null(tiny: Config, tmp_path: Path) -> None:
+    """NaN is no JSON."""
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=True)
+    log.train(1, Report(math.nan, 0.0, 0.0, [0.0] * 3, 0.0, 0.0, 1, 1, 1, math.inf, 1e-3), 1.0)
+    log.evaluation(1, "valid", {"bits_per_dim": math.nan})
+    log.close()
+    train, valid = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert train["bits_per_dim"] is train["skip_threshold"] is valid["bits_per_dim"] is None
+
+
+def test_lines_wait_for_room_on_the_disk(tiny: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """/dev/full is always full; a real file takes half a line and then no more."""
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=True)
+    assert log.metrics is not None
+    disk, log.metrics = log.metrics, open("/dev/full", "wb", buffering=0)  # noqa: PTH123, SIM115
+    with log.metrics:
+        log.evaluation(1, "valid", {"bits_per_dim": 3.0})
+    assert "warning: metrics.jsonl could not be written: No space left on device; training" in capsys.readouterr().err
+    log.metrics = disk
+    log.evaluation(2, "valid", {"bits_per_dim": 2.0})
+    log.close()
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_a_log_is_read_in_the_order_of_steps_and_each_line_once(tmp_path: Path) -> None:
+    """Also one that was put together from two; the file stays as it is."""
+    lines = [line("train", 4, a=1), line("train", 2), line("valid", 4), line("train", 4, a=2), '{"kind": "tr']
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    read = read_log(RunDirectory(tmp_path))
+    assert [(entry["kind"], entry["step"]) for entry in read] == [("train", 2), ("train", 4), ("valid", 4)]
+    assert read[1]["a"] == 2
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(lines)
+
+
+def test_no_log(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no run: there is no .*metrics\.jsonl; give the --run_dir of train\.py"):
+        read_log(RunDirectory(tmp_path))
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match=r"metrics\.jsonl has no lines yet"):
+        read_log(RunDirectory(tmp_path))
+
+
+def test_a_process_that_does_not_write(tiny: Config, tmp_path: Path) -> None:
+    log = RunLog(RunDirectory(tmp_path), VDVAE(tiny.model), 0, writes=False)
+    log.evaluation(1, "valid", {"bits_per_dim": torch.tensor(3.0).item()})
+    log.close()
+    assert not list(tmp_path.iterdir())

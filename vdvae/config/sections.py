@@ -1,0 +1,167 @@
+"""What a run is made of: the sections `model`, `data` and `train` of a configuration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from vdvae.model.config import ModelConfig
+from vdvae.runtime.precision import Precision
+
+Variant = Literal["original", "newer"]
+"""The two down-samplings of ImageNet."""
+
+MOST_PROCESSES = 1_000
+"""Decoding processes, more than any machine has cores for."""
+MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
+"""Far above what anybody can mean, and below what would end in a lack of memory."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images: the `data` section of a configuration."""
+
+    dataset: str
+    """A name of `DATASETS`, or of a folder of your own images that scripts/prepare_data.py made."""
+    root: str = "data"
+    """Folder with one prepared folder per data set."""
+    variant: Variant | None = None
+    """Which down-sampling of ImageNet; must be what the prepared folder holds, as figures on the two don't compare."""
+    resident: bool = False
+    """Whether the training images stay in the device's memory, for sets that fit: 150 MB for CIFAR-10, 4 GB for
+    ImageNet-32."""
+    workers: int | None = None
+    """Processes that decode images ahead, per training process, for sets that are kept as PNG files; None: one for
+    each core that it has to itself, but no more than 8."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"data.workers must be at least 1, not {self.workers}")
+        if self.workers is not None and self.workers > MOST_PROCESSES:
+            raise ValueError(f"data.workers must be at most {MOST_PROCESSES}, not {self.workers}")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation (paper Table 4), and how often a run reports.
+
+    Raises:
+        ValueError: one line naming the key, where a value cannot be.
+    """
+
+    batch_size: int
+    """Images per update over all processes, as in Table 4."""
+    lr: float
+    max_steps: int
+    """Updates in the whole run."""
+    skip_threshold: float | Literal["auto"]
+    """Updates whose gradient norm is this or more are skipped (paper Section 4, Figure 6); "auto" finds a number by
+    itself, see `SkipThreshold`."""
+    micro_batch: int | None = None
+    """The most images one device takes at once; gradients accumulate over the rest."""
+    weight_decay: float = 0.0
+    """Decoupled, as in AdamW."""
+    beta1: float = 0.9
+    beta2: float = 0.9
+    warmup_steps: int = 100
+    """The learning rate rises linearly over the first steps ..."""
+    cooldown_steps: int = 0
+    """... is constant, and falls linearly to 0 over the last ones; 0 keeps it constant, as in the paper."""
+    grad_clip: float = 200.0
+    """Gradients of a larger norm are scaled down to it."""
+    ema_decay: float = 0.999
+    max_skip_streak: int = 500
+    """So many skipped updates in a row end the run."""
+    print_every: int = 100
+    valid_every: int = 10_000
+    images_every: int = 10_000
+    checkpoint_every: int = 5_000
+    keep_last: int = 2
+    """Newest checkpoints that are kept ..."""
+    keep_every: int | None = None
+    """... besides those of every so many steps, and the one with the best validation NLL."""
+    timeout_minutes: float = 10.0
+    """A process that hears nothing from the others for so long ends with an error, and torchrun restarts all."""
+    eval_batch: int = 32
+    """Images per batch when the NLL is measured."""
+    grid_columns: int = 8
+    """Images in a row of the sample and reconstruction grids."""
+    precision: Precision = "fp32"
+    compile: bool = False
+    """torch.compile of each block: needs a C++ compiler on a CPU, where it does not pay."""
+    recompute_from: int | None = None
+    """Blocks of this resolution and above keep only their inputs, and the backward pass runs them again ("activation
+    checkpointing"): about 40 % more arithmetic for less than half of the memory."""
+    fast: bool = True
+    """Everything of `vdvae.fast`. False is the plain model with a plain step, to read, to debug and to compare with:
+    `compile`, `recompute_from`, `replay` and `cuda_graph` have no effect then."""
+    replay: bool = True
+    """On a CPU, what the first step did with tensors is recorded and repeated, to the same bits; false has Python go
+    through every step, for debuggers."""
+    cuda_graph: bool = False
+    """On a GPU, forward and backward pass are recorded as one CUDA graph."""
+    compress_gradients: bool = False
+    """Processes on CUDA devices exchange their gradients as bf16: half of the traffic, 8 bits of each number."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        whole = ["batch_size", "max_steps", "print_every", "valid_every", "images_every", "checkpoint_every"]
+        whole += ["keep_last", "eval_batch", "grid_columns", "max_skip_streak"]
+        for key in (*whole, "micro_batch", "keep_every", "recompute_from"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"train.{key} must be at least 1, not {value}")
+        for key in ("lr", "grad_clip", "skip_threshold", "timeout_minutes"):
+            value = getattr(self, key)
+            if value != "auto" and not value > 0:
+                raise ValueError(f"train.{key} must be above 0, not {value}")
+        for key in ("lr", "weight_decay"):
+            if not math.isfinite(getattr(self, key)):
+                raise ValueError(f"train.{key} must be finite, not {getattr(self, key)}")
+        for key, most in MOST.items():
+            if getattr(self, key) > most:
+                raise ValueError(f"train.{key} must be at most {most:,}, not {getattr(self, key):,}")
+        for key in ("weight_decay", "warmup_steps", "cooldown_steps", "seed"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"train.{key} must not be negative, not {getattr(self, key)}")
+        for key in ("beta1", "beta2", "ema_decay"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ValueError(f"train.{key} must be from 0 to below 1, not {getattr(self, key)}")
+
+    def check_device(self, device_type: str) -> None:
+        """Refuses what this device cannot do.
+
+        Raises:
+            ValueError: it asks for what only CUDA devices do.
+        """
+        if self.compress_gradients and device_type != "cuda":
+            raise ValueError(
+                f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"
+            )
+        if self.cuda_graph and device_type != "cuda":
+            raise ValueError(f"train.cuda_graph needs CUDA devices, not {device_type}; set train.cuda_graph=false")
+
+    def batch_per_process(self, processes: int) -> int:
+        """Images that each process contributes to an update.
+
+        Raises:
+            ValueError: the global batch cannot be divided among the processes.
+        """
+        if self.batch_size % processes:
+            below = self.batch_size - self.batch_size % processes
+            nearest = f"{below} or {below + processes}" if below else f"{processes}"
+            raise ValueError(
+                f"train.batch_size {self.batch_size} cannot be divided among {processes} processes; "
+                f"use {nearest}, or another --nproc_per_node"
+            )
+        return self.batch_size // processes
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is made of."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig

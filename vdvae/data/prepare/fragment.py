@@ -1,0 +1,71 @@
+"""The configuration that goes with a prepared set of one's own: a fragment to put behind a preset."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from vdvae.config import DataConfig, load_config
+from vdvae.data.manifest import Manifest
+from vdvae.data.splits import Split, open_splits
+from vdvae.data.storage import pieces
+from vdvae.errors import UserError
+from vdvae.model.blockspec import pyramid
+
+BASE = "cifar10"
+"""The preset that every fragment is made to follow."""
+MARK = "# Made by scripts/prepare_data.py"
+PRESET_OF_SIZE = {64: "imagenet64", 256: "ffhq256", 1024: "ffhq1024"}
+ARCHITECTURE = ("enc_blocks", "dec_blocks", "width", "custom_width_str")
+
+
+def check_fragment(path: Path) -> None:
+    """Raises `UserError` where a file is in the way that was not made here."""
+    if path.exists() and not path.read_text().startswith(MARK):
+        raise UserError(f"{path} is there, and not by this script; choose another --name or --config, or move it away")
+
+
+def write_fragment(manifest: Manifest, root: Path, path: Path) -> None:
+    """Writes what a preset needs to know of a prepared set: its name, shape, bits, mean and scale, and, unless its
+    images are as large as those of `BASE`, blocks for their size.
+    """
+    check_fragment(path)
+    mean, deviation = pixel_statistics(open_splits(manifest, root / manifest.name).train)
+    model = {
+        "image_size": manifest.image_size,
+        "image_channels": manifest.image_channels,
+        "bits": manifest.bits,
+        "input_shift": round(-mean, 6),
+        "input_scale": round(1 / max(deviation, 1.0), 10),
+        **_architecture(manifest.image_size),
+    }
+    data = {"dataset": manifest.name, "variant": manifest.variant}
+    if root != Path(DataConfig.root):
+        data["root"] = str(root)
+    text = yaml.safe_dump({"model": model, "data": data}, sort_keys=False, width=1000)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{MARK} for --hps {BASE},{path.stem}: mean and scale of the training images.\n{text}")
+
+
+def pixel_statistics(split: Split) -> tuple[float, float]:
+    """Mean and standard deviation over all pixels and channels of a split, on 0..255."""
+    levels = np.zeros(256, np.int64)
+    for first, n in pieces(0, len(split), math.prod(split.storage.shape[1:])):
+        levels += np.bincount(split.read(np.arange(first, first + n)).ravel(), minlength=256)
+    values = np.arange(256)
+    mean = float((levels * values).sum() / levels.sum())
+    return mean, float(np.sqrt((levels * (values - mean) ** 2).sum() / levels.sum()))
+
+
+def _architecture(size: int) -> dict[str, str | int]:
+    """Nothing if `BASE` has blocks for this size; else those of the paper's model for it, or a plain pyramid."""
+    if size == load_config(BASE, []).model.image_size:
+        return {}
+    if size in PRESET_OF_SIZE:
+        model = load_config(PRESET_OF_SIZE[size], []).model
+        return {key: getattr(model, key) for key in ARCHITECTURE}
+    enc_blocks, dec_blocks = pyramid(size)
+    return {"enc_blocks": enc_blocks, "dec_blocks": dec_blocks}

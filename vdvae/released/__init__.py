@@ -1,0 +1,1 @@
+"""The released weights and runs: where they are, whose they are, and the way in and out."""

@@ -1,0 +1,1 @@
+"""A run on disk: its directory and lock, checkpoints, log, progress, and what ends it early."""

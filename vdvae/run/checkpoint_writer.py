@@ -1,0 +1,67 @@
+"""Checkpoints written while training goes on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+from tqdm import tqdm
+
+from vdvae.config import Config
+from vdvae.run import checkpoint
+from vdvae.run.checkpoint import Best, Checksums
+from vdvae.run.directory import RunDirectory
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread, one at a time, while training goes on.
+
+    Training waits while the state is copied to host memory, and for a write that is not done when the next begins. A
+    write that fails (a full disk) is told on stderr and leaves the files as they were; training goes on to the next.
+    As a context manager, it waits for the last write, whatever happens.
+    """
+
+    def __init__(self, directory: RunDirectory, config: Config, images: Checksums) -> None:
+        self.directory = directory
+        self.config = config
+        self.images = images
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[str | None] | None = None
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def save(self, step: int, state: dict[str, Any], best: Best | None) -> None:
+        """Copies `Update.state_dict` after `step` updates and lets it be written, with the best validation before; the
+        checkpoint of that is kept.
+        """
+        self.failure()
+        copy = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", copy=True), state)
+        self._writing = self._thread.submit(self._write, step, copy, best)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether the last checkpoint is not there yet."""
+        return self._writing is not None and not self._writing.done()
+
+    def failure(self) -> str | None:
+        """Why the last checkpoint could not be written, None where it was; waits until that is known."""
+        return self._writing.result() if self._writing else None
+
+    def _write(self, step: int, state: dict[str, Any], best: Best | None) -> str | None:
+        try:
+            with self.directory.metrics_file.open("rb") as log:  # which a run that resumes from here goes on with
+                os.fsync(log.fileno())
+            checkpoint.save(self.directory.checkpoints, step, self.config, state, self.images, best)
+        except OSError as error:
+            reason = f"the checkpoint after step {step:,} could not be written: {error}"
+            tqdm.write(f"warning: {reason}; those before it are untouched, and training goes on", file=sys.stderr)
+            return reason
+        return None

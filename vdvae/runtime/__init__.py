@@ -1,0 +1,1 @@
+"""The machine: processes, noise, precision, and what figures were measured on."""

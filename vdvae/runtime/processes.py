@@ -1,0 +1,129 @@
+"""Ranks and reductions: one process, or as many as torchrun started."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.utils._pytree import tree_map_only
+
+
+def env_rank() -> int:
+    """This process's rank by torchrun's environment, 0 without torchrun; known before `start`."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def env_size() -> int:
+    """The number of processes by torchrun's environment, 1 without torchrun; known before `start`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def cores_per_process() -> int:
+    """The cores of this machine, divided among the processes that torchrun started on it."""
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run, seen from one of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum of `tensor` over all processes, in place on every one of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, value: Any) -> Any:
+        """What `value` is in the main process, in every one of them: nested dictionaries, lists and tuples of tensors
+        and plain values. What the others pass does not matter; they get tensors on their devices.
+        """
+        if self.size == 1:
+            return value
+        outline = [tree_map_only(torch.Tensor, lambda tensor: torch.empty_like(tensor, device="meta"), value)]
+        dist.broadcast_object_list(outline, device=self.device)
+
+        def send(tensor: torch.Tensor) -> None:
+            dist.broadcast(tensor.to(self.device).contiguous(), 0)
+
+        def receive(like: torch.Tensor) -> torch.Tensor:
+            received = torch.empty(like.shape, dtype=like.dtype, device=self.device)
+            dist.broadcast(received, 0)
+            # Laid out as it was: Adam's moments must lie in memory as their parameters do.
+            return torch.empty_like(like, device=self.device).copy_(received)
+
+        if self.is_main:
+            tree_map_only(torch.Tensor, send, value)
+            return value
+        return tree_map_only(torch.Tensor, receive, outline[0])
+
+
+def start(device: torch.device, timeout_minutes: float = 30) -> World:
+    """Joins the processes that torchrun started (NCCL on CUDA, gloo on CPU); alone without torchrun.
+
+    A process that waits longer than the timeout for another, whose machine may have gone, ends with an error.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        device_id = device if device.type == "cuda" else None
+        timeout = timedelta(minutes=timeout_minutes)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        store = PrefixStore(f"start-{_restarts()}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
+    return World(env_rank(), env_size(), device)
+
+
+def _restarts() -> int:
+    """How often torchrun has restarted the processes of one machine: it keeps its store, where they would find the
+    addresses of those that have died. Machines count on their own; docs/cluster.md has the setting for several.
+    """
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
+
+
+def stop() -> None:
+    """Leaves the process group, if there is one, when all processes have come to the end.
+
+    Not for clean-up after an error: the others would be waited for in vain.
+    """
+    if dist.is_initialized():
+        dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other
+        dist.destroy_process_group()
+
+
+@contextmanager
+def exit_on_lost_process() -> Iterator[None]:
+    """Ends this process in one line where another one is gone, whose own last words say why; torchrun restarts all."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        rank, reason = env_rank(), " ".join(str(error).split())[:200]
+        print(
+            f"error: process {rank} lost the others; the same command resumes ({reason})", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # with threads that wait for the others, sys.exit might never return
+
+
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether this is what gloo, NCCL or the store say where another process is gone or silent for too long."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower() or "closed by peer" in str(error)
