@@ -53,7 +53,7 @@ def main() -> None:
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
-            config.train.batch_per_process(processes.env_size())
+            config.train.local_batch_size(processes.env_size())
             device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
@@ -177,7 +177,7 @@ def run(
             test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
         log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
     if world.is_main:
-        tell(test, splits, directory, settings.max_steps)
+        print_summary(test, splits, directory, settings.max_steps)
     return 0
 
 
@@ -194,7 +194,7 @@ def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step
         log.picture(step, name, picture)
 
 
-def tell(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
+def print_summary(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
     """The test NLL beside what PNG needs, and where to look."""
     png, taken = png_bits_per_dim(splits.test)
     images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"

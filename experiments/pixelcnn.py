@@ -221,7 +221,7 @@ def main() -> None:
     save_png(grid([row for images in samples for row in images.split(COLUMNS)]), picture)
 
     print(f"{found.path} and {weights}, {splits.manifest}, test images")
-    tell(*figures)
+    print_summary(*figures)
     print(f"the PixelCNN took {saved['updates']:,} updates in {duration(saved['seconds'])} of training")
     print(f"{picture}: samples of the VDVAE, and below of the PixelCNN")
     if args.json:
@@ -322,7 +322,7 @@ def time_sampling(
     return medians, samples
 
 
-def tell(vdvae: Figures, pixelcnn: Figures) -> None:
+def print_summary(vdvae: Figures, pixelcnn: Figures) -> None:
     """A column for each model."""
     print(f"{'':32}{'VDVAE':>16}{'PixelCNN':>16}")
     print(f"{'bits/dim':32}{f'<= {vdvae.bits_per_dim:.4f}':>16}{pixelcnn.bits_per_dim:>16.4f}")

@@ -106,7 +106,7 @@ def speed(args: argparse.Namespace) -> None:
     measured = [Apart(setting, kinds[args.kind], device, len(temperatures or [1])) for setting in settings]
     seconds = take_turns([one.run for one in measured], args.warmup, args.repeats, args.rounds)
     speeds = [one.speed(mine) for one, mine in zip(measured, seconds, strict=True)]
-    tell(args, device, speeds, [speed_table(one) for one in speeds], "images_per_second")
+    print_summary(args, device, speeds, [speed_table(one) for one in speeds], "images_per_second")
 
 
 def memory(args: argparse.Namespace) -> None:
@@ -117,7 +117,7 @@ def memory(args: argparse.Namespace) -> None:
     with exit_on_bad_image():
         found = [memory_of_step(setting, device) for setting in settings]
     columns = [{"peak memory": f"{one.peak_mb:,.0f} MB", "  of the step": f"{one.step_mb:,.0f} MB"} for one in found]
-    tell(args, device, found, columns, "peak_mb")
+    print_summary(args, device, found, columns, "peak_mb")
 
 
 def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device]:
@@ -134,7 +134,7 @@ def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device
     return settings, device
 
 
-def tell(
+def print_summary(
     args: argparse.Namespace,
     device: torch.device,
     figures: Sequence[Speed | StepMemory],

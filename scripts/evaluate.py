@@ -75,7 +75,7 @@ def main() -> None:
         return
     which = f"{found.weights} weights" if found.weights else f"weights of {found.hps}"
     print(f"{found.path}, {which}, {splits.manifest}, {args.split} images")
-    tell(nll, model.config.binning)
+    print_summary(nll, model.config.binning)
     if weighted:
         print(f"importance-weighted, {weighted.samples} samples per image")
         print(f"bits/dim        {weighted.bits_per_dim:.4f} +- {weighted.standard_error:.4f}")
@@ -97,7 +97,7 @@ def main() -> None:
         write_result(args.json, device, about, figures)
 
 
-def tell(nll: NLL, binning: str) -> None:
+def print_summary(nll: NLL, binning: str) -> None:
     """The ELBO and its parts; under both binnings where they differ."""
     print(f"bits/dim        {nll.bits_per_dim:.4f} +- {nll.standard_error:.4f} (standard error)")
     if len(nll.bits_per_dim_by_binning) > 1:

@@ -55,7 +55,7 @@ def test_layers_of_a_group_do_not_depend_on_each_others_latents_and_those_of_lat
     z = [torch.randn(1, *shape, generator=seeded()) for shape in model.latent_shapes]
 
     def distributions(*given: Tensor) -> tuple[Tensor, ...]:
-        _, latents = model.decoder(1, model.features(images), list(given), [1.0] * 6, None)
+        _, latents = model.decoder(1, model.encoder_features(images), list(given), [1.0] * 6, None)
         return tuple(parameters_of(latent) for latent in latents)
 
     for layer, by_z in enumerate(jacobian(distributions, tuple(z))):

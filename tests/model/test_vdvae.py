@@ -241,15 +241,15 @@ def test_posterior_temperatures_of_the_layers_that_are_encoded(model: VDVAE, ima
 def test_each_layer_from_where_one_says(model: VDVAE, images: Tensor) -> None:
     """Given, then prior, then posterior: as the layers say of themselves."""
     given = torch.randn(3, *model.latent_shapes[0], generator=seeded(3))
-    run = model.top_down(images, [given, "prior", "posterior"], temperature=0.0)
-    first, second, third = run.latents
+    result = model.top_down(images, [given, "prior", "posterior"], temperature=0.0)
+    first, second, third = result.latents
     assert torch.equal(first.z, given)
     assert torch.equal(second.z, second.prior.mean)
     assert second.posterior is None
     assert first.posterior is not None
     assert third.posterior is not None
     assert torch.equal(third.z, third.posterior.mean)
-    torch.testing.assert_close(run.mixture.mean(), model.decode([given, None, third], 0.0, output="mean"))
+    torch.testing.assert_close(result.mixture.mean(), model.decode([given, None, third], 0.0, output="mean"))
     with pytest.raises(ValueError, match="no posterior: no image was given, or z came from the prior"):
         _ = second.kl
 

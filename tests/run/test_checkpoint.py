@@ -75,7 +75,7 @@ def test_the_writer_copies_before_training_goes_on(tiny: Config, tmp_path: Path)
         weights += 1
     found = checkpoint.read(tmp_path / "checkpoints/step-00000001.pt")
     assert writer.failure() is None
-    assert found.images == {"images": "abc"}
+    assert found.checksums == {"images": "abc"}
     assert not found.state["model"]["w"].any()
 
 

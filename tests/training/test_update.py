@@ -178,7 +178,7 @@ def test_learning_rate_warms_up_and_cools_down() -> None:
 @pytest.mark.parametrize(("batch", "processes", "use"), [(32, 3, "30 or 33"), (2, 4, "use 4,")])
 def test_a_batch_that_cannot_be_divided(tiny: Config, batch: int, processes: int, use: str) -> None:
     with pytest.raises(ValueError, match=f"cannot be divided among {processes} processes.*{use}"):
-        replace(tiny.train, batch_size=batch).batch_per_process(processes)
+        replace(tiny.train, batch_size=batch).local_batch_size(processes)
 
 
 def test_losses_between_two_reports_survive_another_number_of_processes(tiny: Config) -> None:

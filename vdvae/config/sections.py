@@ -142,7 +142,7 @@ class TrainConfig:
         if self.cuda_graph and device_type != "cuda":
             raise ValueError(f"train.cuda_graph needs CUDA devices, not {device_type}; set train.cuda_graph=false")
 
-    def batch_per_process(self, processes: int) -> int:
+    def local_batch_size(self, processes: int) -> int:
         """Images that each process contributes to an update.
 
         Raises:

@@ -83,16 +83,16 @@ def evaluate(
 
     def look(images: Tensor, counts: bool, noise: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Nats per dimension of each image, `[B, binnings + L]`, and of each latent variable if it counts."""
-        run = model.top_down(images, model.from_posterior(layers), generator=noise)
-        terms = model.terms(images, run)
+        result = model.top_down(images, model.from_posterior(layers), generator=noise)
+        terms = model.terms(images, result)
         distortions = [
             terms.distortion
-            if name == model.config.binning or not isinstance(run.mixture, Mixture)
-            else -run.mixture._replace(binning=binning).log_prob(images) / model.config.dims
+            if name == model.config.binning or not isinstance(result.mixture, Mixture)
+            else -result.mixture._replace(binning=binning).log_prob(images) / model.config.dims
             for name, binning in binnings.items()
         ]
         per_image = torch.cat([torch.stack(distortions, 1), terms.layer_rate], 1)
-        return per_image, units.nats_of(run.latents) if counts else None
+        return per_image, units.nats_of(result.latents) if counts else None
 
     looked = fast.recorded_if_prepared(look, model)
 

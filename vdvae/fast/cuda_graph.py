@@ -15,12 +15,12 @@ WARM_UPS = 3
 
 
 def record(
-    run: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
+    work: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
-    """What `run` returns, and a function of other numbers for `inputs` that does the same again on a GPU.
+    """What `work` returns, and a function of other numbers for `inputs` that does the same again on a GPU.
 
     Args:
-        run: the work; returns tensors, in any nesting.
+        work: what is recorded; returns tensors, in any nesting.
         inputs: the tensors that it is given, whose numbers change.
         changed: the other tensors that it changes, which recording leaves as they were.
         generator: source of its noise, of the same device.
@@ -31,13 +31,13 @@ def record(
     aside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(aside):
         for _ in range(WARM_UPS):
-            run()
+            work()
     torch.cuda.current_stream(device).wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
     # The loader's thread may pin memory meanwhile, which only a capture of this thread alone allows.
     with torch.cuda.graph(graph, pool=_pool(device), capture_error_mode="thread_local"):
-        result = run()
+        result = work()
     for tensor, value in zip(changed, before, strict=True):
         tensor.copy_(value)
     generator.set_state(state)

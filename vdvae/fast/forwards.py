@@ -138,10 +138,12 @@ class FastDecoder(Decoder):
 class FastVDVAE(VDVAE):
     """A model whose likelihood terms are computed with the channels last, the layout of the latents."""
 
-    def terms(self, images: Tensor, run: Pass) -> Terms:
+    def terms(self, images: Tensor, result: Pass) -> Terms:
         """See `VDVAE.terms`."""
-        latents = [Latent(z.permute(0, 2, 3, 1), _last(p), None if q is None else _last(q)) for z, p, q in run.latents]
-        return super().terms(images, run._replace(latents=latents))
+        latents = [
+            Latent(z.permute(0, 2, 3, 1), _last(p), None if q is None else _last(q)) for z, p, q in result.latents
+        ]
+        return super().terms(images, result._replace(latents=latents))
 
 
 def _last(gaussian: DiagonalGaussian) -> DiagonalGaussian:

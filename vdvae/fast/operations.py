@@ -28,12 +28,12 @@ EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.defau
 
 
 def record(
-    run: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
+    work: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
-    """What `run` returns, and a function of other numbers for `inputs` that does the same again on a CPU.
+    """What `work` returns, and a function of other numbers for `inputs` that does the same again on a CPU.
 
     Args:
-        run: the work; returns tensors, in any nesting.
+        work: what is recorded; returns tensors, in any nesting.
         inputs: the tensors that it is given, whose numbers change.
         changed: the other tensors that it changes.
         generator: the one that an operation may draw numbers from, besides PyTorch's own.
@@ -43,7 +43,7 @@ def record(
     """
     seen = _Record(inputs, changed, generator)
     with seen:
-        returned = tree_map_only(Tensor, torch.detach, run())
+        returned = tree_map_only(Tensor, torch.detach, work())
     seen.returned = tree_map_only(Tensor, seen.view, returned)
     return tree_map_only(Tensor, torch.clone, returned), _Planned(seen)
 

@@ -92,7 +92,7 @@ class Recorded(Generic[Result]):
         tensors = [leaf for leaf in tree_leaves(own) if isinstance(leaf, Tensor)]
         recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
 
-        def run() -> Any:
+        def work() -> Any:
             without = [t for t in self.watched() if isinstance(t, Tensor) and t.is_leaf and t.grad is None]
             with _Closed(), _Steady():
                 result = self.function(*own, self.generator)
@@ -108,7 +108,7 @@ class Recorded(Generic[Result]):
         torch.clear_autocast_cache()  # whose copies of weights are no weights
         _thread.is_recording = True
         try:
-            result, record = recorder(run, tensors, self.changed, self.generator)
+            result, record = recorder(work, tensors, self.changed, self.generator)
         finally:
             _thread.is_recording = False
         if len(self._records) == MOST_KINDS:

@@ -25,17 +25,17 @@ class Pass(NamedTuple):
 
 
 class LatentVariableModel(nn.Module):
-    """The public methods of a `VDVAE` besides its forward pass, on top of `features` and `run`."""
+    """The public methods of a `VDVAE` besides its forward pass, on top of `encoder_features` and `propagate`."""
 
     config: ModelConfig
     encoder: nn.Module
     decoder: nn.Module
 
-    def features(self, images: Tensor) -> dict[int, Tensor]:
+    def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
         """What the encoder makes of checked images, by resolution."""
         raise NotImplementedError
 
-    def run(
+    def propagate(
         self,
         batch: int,
         features: dict[int, Tensor] | None,
@@ -104,12 +104,12 @@ class LatentVariableModel(nn.Module):
         if samples < 1:
             raise ValueError(f"samples must be at least 1, not {samples}")
         images, sources = self.check(images), self.from_posterior(layers)
-        features = self.features(images)
+        features = self.encoder_features(images)
         weights = []
         for _ in range(samples):
-            run = self.run(len(images), features, sources, [1.0] * self.num_layers, generator)
-            weight = run.mixture.log_prob(images)  # [B]
-            for latent in run.latents:
+            result = self.propagate(len(images), features, sources, [1.0] * self.num_layers, generator)
+            weight = result.mixture.log_prob(images)  # [B]
+            for latent in result.latents:
                 if latent.posterior is not None:
                     weight = weight + (latent.log_prior - latent.log_posterior).sum((1, 2, 3))
             weights.append(weight)
@@ -142,7 +142,7 @@ class LatentVariableModel(nn.Module):
         images = self.check(images)
         sources = self.from_posterior()[:layers]
         latents: list[Latent]
-        _, latents = self.decoder(len(images), self.features(images), sources, temperatures, generator)
+        _, latents = self.decoder(len(images), self.encoder_features(images), sources, temperatures, generator)
         return latents
 
     def top_down(
@@ -170,7 +170,7 @@ class LatentVariableModel(nn.Module):
         features = None
         if images is not None:
             images = self.check(images)
-            features = self.features(images)
+            features = self.encoder_features(images)
             if num_images not in (None, len(images)):
                 raise ValueError(f"num_images is {num_images}, but there are {len(images)} images")
             num_images = len(images)
@@ -178,7 +178,7 @@ class LatentVariableModel(nn.Module):
             raise ValueError("a layer is to come from the posterior, which needs images")
         num_images = arguments.batch_size(chosen, self.latent_shapes, num_images)
         temperatures = arguments.per_layer(temperature, self.resolutions)
-        return self.run(num_images, features, chosen, temperatures, generator)
+        return self.propagate(num_images, features, chosen, temperatures, generator)
 
     def mixture(
         self,

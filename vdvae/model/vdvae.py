@@ -282,15 +282,15 @@ class VDVAE(LatentVariableModel):
             ValueError: images or `layers` not as they must be.
         """
         images = self.check(images)
-        features, ones = self.features(images), [1.0] * self.num_layers
-        return self.terms(images, self.run(len(images), features, self.from_posterior(layers), ones, generator))
+        features, ones = self.encoder_features(images), [1.0] * self.num_layers
+        return self.terms(images, self.propagate(len(images), features, self.from_posterior(layers), ones, generator))
 
-    def features(self, images: Tensor) -> dict[int, Tensor]:
+    def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
         """What the encoder makes of checked images, by resolution."""
         x = images.to(self.dtype, memory_format=torch.contiguous_format)  # the same bits however images lay in memory
         return self.encoder(channels_last((x + self.config.input_shift) * self.config.input_scale))
 
-    def run(
+    def propagate(
         self,
         batch: int,
         features: dict[int, Tensor] | None,
@@ -302,13 +302,13 @@ class VDVAE(LatentVariableModel):
         x, latents = self.decoder(batch, features, sources, temperatures, generator)
         return Pass(latents, self.decoder.out_net.distribution(self.decoder.out_net(x)))
 
-    def terms(self, images: Tensor, run: Pass) -> Terms:
+    def terms(self, images: Tensor, result: Pass) -> Terms:
         """The likelihood terms (paper Eq. 1) of images on the model's device, by a pass that has seen them; layers from
         the prior have no rate.
         """
-        distortion = -run.mixture.log_prob(images) / self.config.dims  # [B]
+        distortion = -result.mixture.log_prob(images) / self.config.dims  # [B]
         none = torch.zeros_like(distortion)
-        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in run.latents]
+        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in result.latents]
         layer_rate = torch.stack(rates, 1) / self.config.dims  # [B, L]
         return Terms(distortion, layer_rate.sum(1), layer_rate)
 

@@ -36,7 +36,7 @@ class Checkpoint(NamedTuple):
     step: int
     """Updates done."""
     config: Config
-    images: Checksums | None
+    checksums: Checksums | None
     """The files that it was trained on; None where that is not known."""
     best: Best | None
     """What validations before this step found."""
@@ -49,7 +49,7 @@ def save(
     step: int,
     config: Config,
     state: dict[str, Any],
-    images: Checksums | None = None,
+    checksums: Checksums | None = None,
     best: Best | None = None,
 ) -> Path:
     """Writes `directory/step-NNNNNNNN.pt` under a temporary name, flushes it to the disk, and renames it; then
@@ -60,7 +60,7 @@ def save(
     """
     directory.mkdir(exist_ok=True)
     path = directory / f"step-{step:08d}.pt"
-    content = {"format": FORMAT, "step": step, "config": to_dict(config), "images": images, **state}
+    content = {"format": FORMAT, "step": step, "config": to_dict(config), "images": checksums, **state}
     content["best"] = None if best is None else tuple(best)
     with atomic_write(path) as file:
         _write(content, file)
@@ -97,11 +97,12 @@ def interpret(path: Path, content: Any) -> Checkpoint:
     if version != FORMAT:
         raise UserError(f"{path} has checkpoint format {version}; this version reads format {FORMAT}")
     try:
-        step, config, images = content.pop("step"), from_dict(content.pop("config"), str(path)), content.pop("images")
+        step, config = content.pop("step"), from_dict(content.pop("config"), str(path))
+        checksums = content.pop("images")
         best = Best(*found) if (found := content.pop("best", None)) else None  # files of before November 2026 have none
     except Exception as error:  # whoever wrote it, it may hold any values of these
         raise UserError(f"{path} is damaged: {type(error).__name__}, {error}") from error
-    return Checkpoint(path, step, config, images, best, content)
+    return Checkpoint(path, step, config, checksums, best, content)
 
 
 def read_run(directory: Path) -> Checkpoint:

@@ -25,10 +25,10 @@ class CheckpointWriter:
     As a context manager, it waits for the last write, whatever happens.
     """
 
-    def __init__(self, directory: RunDirectory, config: Config, images: Checksums) -> None:
+    def __init__(self, directory: RunDirectory, config: Config, checksums: Checksums) -> None:
         self.directory = directory
         self.config = config
-        self.images = images
+        self.checksums = checksums
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[str | None] | None = None
 
@@ -59,7 +59,7 @@ class CheckpointWriter:
         try:
             with self.directory.metrics_file.open("rb") as log:  # which a run that resumes from here goes on with
                 os.fsync(log.fileno())
-            checkpoint.save(self.directory.checkpoints, step, self.config, state, self.images, best)
+            checkpoint.save(self.directory.checkpoints, step, self.config, state, self.checksums, best)
         except OSError as error:
             reason = f"the checkpoint after step {step:,} could not be written: {error}"
             tqdm.write(f"warning: {reason}; those before it are untouched, and training goes on", file=sys.stderr)

@@ -59,7 +59,7 @@ class RunDirectory(NamedTuple):
                 f"run directory {self.path} cannot be written: {reason}; mend that, or choose another --run_dir"
             ) from error
 
-    def open(self, config: Config, images: Checksums) -> Checkpoint | None:
+    def open(self, config: Config, checksums: Checksums) -> Checkpoint | None:
         """Checks that `config` may run here on these images, and returns the checkpoint to resume from. Writes nothing.
 
         Raises:
@@ -82,7 +82,7 @@ class RunDirectory(NamedTuple):
                 f"{self.path} has made {newest.step:,} updates already; train.max_steps {config.train.max_steps:,} "
                 "must be at least that, or choose another --run_dir"
             )
-        if newest and newest.images is not None and newest.images != images:
+        if newest and newest.checksums is not None and newest.checksums != checksums:
             raise UserError(
                 f"{self.path} was trained on other files of data set {config.data.dataset} (checksums differ); prepare "
                 "the set as it was, or choose another --run_dir"
