@@ -19,29 +19,21 @@ import torch
 
 from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
-from vdvae.data.loader import BatchOrder, first_images, training_batches
+from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.splits import Splits, load_splits
-from vdvae.errors import (
-    CommandLine,
-    UserError,
-    exit_on_bad_image,
-    exit_on_user_error,
-)
-from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
-from vdvae.evaluation.nll import NLL, evaluate
-from vdvae.evaluation.png import png_bits_per_dim
+from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.evaluation.nll import evaluate
 from vdvae.run.checkpoint import Best, Checkpoint
 from vdvae.run.checkpoint_writer import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 from vdvae.run.interruption import TIME_IS_UP, Interruption
-from vdvae.run.log import RunLog, warn_where_unwritten
+from vdvae.run.log import RunLog
+from vdvae.run.pictures import draw_pictures, print_summary
 from vdvae.run.progress import Progress
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
 from vdvae.runtime.processes import World, exit_on_lost_process
 from vdvae.training.update import Update
-
-TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
 
 
 def main() -> None:
@@ -53,7 +45,7 @@ def main() -> None:
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
-            config.train.local_batch_size(processes.env_size())
+            config.train.local_batch_size(processes.env_size())  # refuses what cannot be divided
             device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
@@ -109,10 +101,9 @@ def run(
     first_step, state = world.broadcast((resumed.step, resumed.state) if resumed else (0, {}))
     if state:
         update.load_state_dict(state)
-        state.clear()  # as large as the model, its average and its moments
-    last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
-
+        state.clear()  # as large as the model, its EMA and its moments
     best = resumed.best if resumed else None
+    last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
 
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
@@ -120,7 +111,6 @@ def run(
         f"{len(splits.train):,} training images of {splits.manifest}, {world.size} x {world.device.type}, "
         f"{f'resuming after step {first_step:,}' if first_step else 'from the start'}"
     )
-
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
     images = training_batches(splits.train, order, first_step, world, config.data)
     writer = CheckpointWriter(directory, config, splits.manifest.checksums())
@@ -155,7 +145,7 @@ def run(
             with progress.off_the_clock():
                 validates = done % settings.valid_every == 0
                 if world.is_main and (done % settings.images_every == 0 or is_end):
-                    draw(ema, splits, settings.grid_columns, directory, done, log)
+                    draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
                     if world.is_main:
@@ -171,7 +161,10 @@ def run(
             progress.fail(f"error: {failure}")
             return 1
         if reason or done < settings.max_steps:
-            progress.say(f"ended after step {done:,} of {settings.max_steps:,}; the same command goes on from there")
+            without = "" if reason else " without --max_steps"
+            progress.say(
+                f"ended after step {done:,} of {settings.max_steps:,}; the same command{without} goes on from there"
+            )
             return 128 + reason if reason > TIME_IS_UP else 0
         with interruption.at_once():
             test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
@@ -179,33 +172,6 @@ def run(
     if world.is_main:
         print_summary(test, splits, directory, settings.max_steps)
     return 0
-
-
-def draw(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
-    """Samples and reconstructions, as PNG files and in TensorBoard."""
-    originals = first_images(splits.valid, columns, ema.device)
-    pictures = {
-        "samples": sample_grid(ema, TEMPERATURES, columns),
-        "reconstructions": reconstruction_grid(ema, originals),
-    }
-    for name, picture in pictures.items():
-        with warn_where_unwritten(f"the {name}"):
-            save_png(picture, directory.picture(name, step))
-        log.picture(step, name, picture)
-
-
-def print_summary(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
-    """The test NLL beside what PNG needs, and where to look."""
-    png, taken = png_bits_per_dim(splits.test)
-    images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"
-    print(f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f})")
-    print(f"data set:        {splits.manifest}")
-    print(f"samples:         {directory.picture('samples', step)}")
-    print(f"reconstructions: {directory.picture('reconstructions', step)}")
-    tensorboard = Path(sys.executable).with_name("tensorboard")
-    if tensorboard.is_relative_to(Path.cwd()):
-        tensorboard = tensorboard.relative_to(Path.cwd())
-    print(f"TensorBoard:     {tensorboard} --logdir {directory.path}")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_torchrun_passes_on_a_signal_and_all_processes_end_together(tmp_path: Pa
 def test_max_steps_and_max_hours_end_a_run_that_goes_on(command: Command, finished_run: Path, tmp_path: Path) -> None:
     first = command(*TRAIN, "--max_steps", 2)
     assert first.returncode == 0
-    assert "ended after step 2 of 6; the same command goes on from there" in first.stdout
+    assert "ended after step 2 of 6; the same command without --max_steps goes on from there" in first.stdout
     assert checkpoints(tmp_path / "run") == ["step-00000002.pt"]
     second = command(*TRAIN, "--max_hours", 1e-9)
     assert second.returncode == 0
