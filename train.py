@@ -71,7 +71,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument(
         "--hps", required=True, help="presets of configs/, or paths, separated by commas; later ones win"
     )
-    parser.add_argument("--run_dir", type=Path, help="default: runs/ and the names of the presets")
+    parser.add_argument("--run_dir", type=Path, help="run directory; default: runs/ and the names of the presets")
     parser.add_argument("--max_steps", type=int, metavar="N", help="save and end after N updates of a longer run")
     parser.add_argument("--max_hours", type=float, metavar="H", help="save and end after training for H hours")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.lr=1e-4")

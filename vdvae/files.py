@@ -21,7 +21,8 @@ from vdvae.errors import UserError
 
 Array = NDArray[Any]
 DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What reading a damaged .npz ends in; RuntimeError where it is encrypted or compressed in a way that nobody knows."""
+"""The errors that reading a damaged .npz ends in; RuntimeError where it is encrypted, or compressed in a way that
+nobody knows."""
 
 
 @contextmanager
@@ -49,8 +50,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def read_torch_file(path: Path) -> Any:
-    """What a file of torch.save holds, with tensors on the CPU: a zip archive, whose checksums are compared, or the
-    format before PyTorch 1.6, which has none.
+    """Reads a file of torch.save, with tensors on the CPU: a zip archive, whose checksums are compared, or the format
+    before PyTorch 1.6, which has none.
 
     Raises:
         UserError: it is missing or damaged, or its pickle asks for anything but tensors and plain values.

@@ -18,7 +18,7 @@ from vdvae.model.config import ModelConfig
 
 INSTALLED = Path(__file__).resolve().parents[1] / "configs"
 PRESETS = INSTALLED if INSTALLED.is_dir() else INSTALLED.parents[1] / "configs"
-"""configs/ of an installed package, or of the checkout that this is."""
+"""The folder of presets: configs/ of an installed package, or of the checkout that this is."""
 
 
 SECTIONS: dict[str, Any] = typing.get_type_hints(Config)

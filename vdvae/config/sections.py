@@ -61,48 +61,49 @@ class TrainConfig:
     micro_batch: int | None = None
     """The most images one device takes at once; gradients accumulate over the rest."""
     weight_decay: float = 0.0
-    """Decoupled, as in AdamW."""
+    """Decoupled weight decay, as in AdamW."""
     beta1: float = 0.9
     beta2: float = 0.9
     warmup_steps: int = 100
-    """The learning rate rises linearly over the first steps ..."""
+    """Updates over which the learning rate rises linearly from 0."""
     cooldown_steps: int = 0
-    """... is constant, and falls linearly to 0 over the last ones; 0 keeps it constant, as in the paper."""
+    """Updates, the last of the run, over which the learning rate falls linearly to 0; 0 keeps it constant, as in
+    the paper."""
     grad_clip: float = 200.0
     """Gradients of a larger norm are scaled down to it."""
     ema_decay: float = 0.999
     max_skip_streak: int = 500
-    """So many skipped updates in a row end the run."""
+    """The number of skipped updates in a row that ends the run."""
     print_every: int = 100
     valid_every: int = 10_000
     images_every: int = 10_000
     checkpoint_every: int = 5_000
     keep_last: int = 2
-    """Newest checkpoints that are kept ..."""
+    """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
-    """... besides those of every so many steps, and the one with the best validation NLL."""
+    """Checkpoints whose step is a multiple of this are kept too, as is the one with the best validation NLL."""
     timeout_minutes: float = 10.0
-    """A process that hears nothing from the others for so long ends with an error, and torchrun restarts all."""
+    """Minutes without a word from the others after which a process ends with an error, and torchrun restarts all."""
     eval_batch: int = 32
     """Images per batch when the NLL is measured."""
     grid_columns: int = 8
     """Images in a row of the sample and reconstruction grids."""
     precision: Precision = "fp32"
     compile: bool = False
-    """torch.compile of each block: needs a C++ compiler on a CPU, where it does not pay."""
+    """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay."""
     recompute_from: int | None = None
-    """Blocks of this resolution and above keep only their inputs, and the backward pass runs them again ("activation
-    checkpointing"): about 40 % more arithmetic for less than half of the memory."""
+    """Activation checkpointing: blocks of this resolution and above keep only their inputs, and the backward pass runs
+    them again. About 40 % more arithmetic for less than half of the memory."""
     fast: bool = True
-    """Everything of `vdvae.fast`. False is the plain model with a plain step, to read, to debug and to compare with:
-    `compile`, `recompute_from`, `replay` and `cuda_graph` have no effect then."""
+    """Whether everything of `vdvae.fast` is used. False is the plain model with a plain step, to read, to debug and to
+    compare with: `compile`, `recompute_from`, `replay` and `cuda_graph` have no effect then."""
     replay: bool = True
-    """On a CPU, what the first step did with tensors is recorded and repeated, to the same bits; false has Python go
-    through every step, for debuggers."""
+    """Whether, on a CPU, what the first step does with tensors is recorded and repeated, to the same bits; false has
+    Python go through every step, for debuggers."""
     cuda_graph: bool = False
-    """On a GPU, forward and backward pass are recorded as one CUDA graph."""
+    """Whether, on a GPU, forward and backward pass are recorded as one CUDA graph."""
     compress_gradients: bool = False
-    """Processes on CUDA devices exchange their gradients as bf16: half of the traffic, 8 bits of each number."""
+    """Whether processes on CUDA devices exchange their gradients as bf16: half of the traffic, 8 bits of precision."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 CROWDED = 8
 """Resolutions whose names have room above a figure; the highest of ten have one layer each."""
 MOST_POINTS = 300
-"""On a learning curve; where there are more reports, each point is the mean of some."""
+"""The most points of a learning curve; where there are more reports, each point is the mean of some."""
 SETTLED = 0.05
 """The part of a run whose values may leave a learning curve's frame: they are far above all that come after."""
 
@@ -271,7 +271,7 @@ def _series(lines: Lines, kind: str, key: str) -> tuple[list[int], list[float]]:
 
 
 def _series_per_resolution(lines: Lines, kind: str, key: str) -> dict[int, tuple[list[int], list[float]]]:
-    """The same of a key that has a value per resolution, whose names are strings in JSON."""
+    """As `_series`, by resolution, for a key with a value per resolution, whose names are strings in JSON."""
     having = [line for line in lines if line["kind"] == kind and line.get(key)]
     names = having[-1][key] if having else ()
     flat = [{"kind": kind, "step": line["step"], **line[key]} for line in having]

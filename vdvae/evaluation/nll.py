@@ -28,18 +28,19 @@ class NLL(NamedTuple):
     bits_per_dim: float
     nats_per_dim: float
     rate: float
-    """bits/dim"""
+    """The KL of all layers, in bits/dim."""
     distortion: float
-    """bits/dim"""
+    """-log p(x|z), in bits/dim."""
     rate_per_resolution: dict[int, float]
-    """bits/dim, lowest resolution first"""
+    """The rate of the layers of each resolution, in bits/dim, lowest resolution first."""
     num_images: int
     standard_error: float
     """Standard error of bits_per_dim, over images."""
     bits_per_dim_by_binning: dict[str, float]
-    """With 5 bits under both arithmetics, see `likelihood.Binning`; else under the model's own alone"""
+    """The same under each arithmetic of the likelihood, see `likelihood.Binning`: both with 5 bits, else the
+    model's own alone."""
     active_units_per_resolution: dict[int, int] | None = None
-    """Latent variables in use, lowest resolution first, see `ActiveUnits`; None where they were not counted"""
+    """Latent variables in use, lowest resolution first, see `ActiveUnits`; None where they were not counted."""
 
 
 class ImportanceWeighted(NamedTuple):
@@ -49,7 +50,7 @@ class ImportanceWeighted(NamedTuple):
     standard_error: float
     """Standard error of bits_per_dim, over images."""
     samples: int
-    """posterior samples per image"""
+    """Posterior samples per image."""
 
 
 @torch.no_grad()

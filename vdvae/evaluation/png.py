@@ -1,4 +1,4 @@
-"""What PNG needs for the same images: a yardstick that everybody knows."""
+"""Bits per dimension of PNG files of the same images: a yardstick that everybody knows."""
 
 from __future__ import annotations
 

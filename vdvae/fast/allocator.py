@@ -8,7 +8,7 @@ from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 LARGEST_ON_HEAP = 32 << 20
-"""Bytes; the most that glibc takes."""
+"""The largest threshold that glibc takes, in bytes."""
 NEVER = 2**31 - 1
 
 
@@ -24,7 +24,9 @@ def keep_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Asks it to give back the pages that are free now: where much was freed in pieces that nothing else fits in."""
+    """Asks the C library to give back the pages that are free now: for where much was freed in pieces that nothing else
+    fits in.
+    """
     if malloc_trim := _find("malloc_trim"):
         malloc_trim(0)
 

@@ -1,5 +1,5 @@
-"""The recorder of a CPU: the operations of a run, without the Python, the autograd graph, the views and the allocator
-around them. Each has the tensors that it reads and writes, in memory that was shared out among them beforehand.
+"""The recorder of a CPU: a list of operations, without the Python, the autograd graph, the views and the allocator
+around them. Each has the tensors that it reads and writes, in memory that was dealt out beforehand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vdvae.fast.allocator import give_back_freed_memory
 aten = torch.ops.aten
 COPIES = {aten.clone.default, aten._to_copy.default}
 ALIGNMENT = 64
-"""Bytes; as PyTorch's own allocator."""
+"""The alignment of memory in bytes, that of PyTorch's own allocator."""
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
 
 
@@ -62,7 +62,7 @@ class _Planned:
 
 @dataclass(frozen=True)
 class _View:
-    """A tensor of the recorded run: how it looked at which memory."""
+    """A tensor of the recorded work: how it looked at which memory."""
 
     memory: int
     dtype: torch.dtype
@@ -77,13 +77,13 @@ class _View:
 
 @dataclass
 class _Operation:
-    """One that read or wrote memory; views did not. Arguments have a `_View` in the place of every tensor."""
+    """An operation that read or wrote memory; views did not. Arguments have a `_View` in the place of every tensor."""
 
     function: OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     results: list[_View | None]
-    """What it returned; None for tensors on the memory of its arguments."""
+    """The tensors that it returned; None for those on the memory of its arguments."""
 
     @property
     def new(self) -> list[_View]:
@@ -92,8 +92,8 @@ class _Operation:
 
     @property
     def writing_form(self) -> tuple[OpOverload, list[str]] | None:
-        """See the function of this name; None also for several results, which not every such form writes as it should,
-        and where the operation returned none.
+        """The form that `_writing_form` finds; None also for several results, which not every such form writes as it
+        should, and where the operation returned none.
         """
         form = _writing_form(self.function)
         return form if form and len(form[1]) == len(self.new) == 1 else None
@@ -104,7 +104,7 @@ class _Operation:
         return self.function in COPIES | EMPTY or self.writing_form is not None
 
     def views(self) -> Iterator[_View]:
-        """All of arguments and results."""
+        """The views among its arguments and results."""
         return (leaf for leaf in tree_leaves((self.args, self.kwargs, self.results)) if isinstance(leaf, _View))
 
 
@@ -114,7 +114,7 @@ class _Record(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator) -> None:
         super().__init__()
         self.inputs = inputs
-        """What the function was given, and is given anew every time."""
+        """The tensors that the function was given, and is given anew every time."""
         self.generator = generator
         self.operations: list[_Operation] = []
         self.bytes: list[int] = []
@@ -122,7 +122,7 @@ class _Record(TorchDispatchMode):
         self.outside: dict[int, Tensor] = {}
         """A tensor on each memory that an operation found but none made; kept, so that it is not given away."""
         self.returned: Any = None
-        """What the function returned, with a `_View` in the place of every tensor."""
+        """The value that the function returned, with a `_View` in the place of every tensor."""
         self._memories: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}  # by address, while they live
         self._may_change = {_address(tensor) for tensor in (*inputs, *changed)}  # the former are looked at later
 
@@ -172,7 +172,7 @@ class _Record(TorchDispatchMode):
         return returned
 
     def _memory(self, tensor: Tensor) -> int | None:
-        """That of a tensor, if an operation has seen it."""
+        """The memory of a tensor, if an operation has seen it."""
         memory, storage = self._memories.get(_address(tensor), (None, None))
         return memory if storage and storage() is not None else None  # another may be where one was that is gone
 
@@ -183,11 +183,11 @@ class _Record(TorchDispatchMode):
 
 
 class _Heap:
-    """Where to put memory that is needed for a while, in one piece that is as long as it has to be."""
+    """Places for memory that is needed for a while, in one piece that is as long as it has to be."""
 
     def __init__(self) -> None:
         self.length = 0
-        """bytes"""
+        """The length of the piece, in bytes."""
         self._holes: list[tuple[int, int]] = []  # from where to where, in order, none next to another
 
     def take(self, size: int) -> int:
@@ -206,7 +206,7 @@ class _Heap:
         return begin
 
     def give_back(self, begin: int, size: int) -> None:
-        """What was taken with this size."""
+        """Frees `size` bytes that `take` gave out at `begin`."""
         end = begin + _rounded(size)
         if end == begin:
             return

@@ -65,7 +65,7 @@ class Recorded(Generic[Result]):
         self._records: dict[object, Callable[[Sequence[Tensor]], Any]] = {}
 
     def __call__(self, *arguments: Any) -> Result:
-        """function(*arguments)"""
+        """Returns function(*arguments)."""
         if getattr(_thread, "is_recording", False):
             return self.function(*arguments)
         with self._lock:
@@ -165,6 +165,6 @@ def _kind(value: object) -> object:
 
 
 def _ambient(device: torch.device) -> object:
-    """What changes the operations of a function besides its arguments."""
+    """The modes of PyTorch that change what a function does with its arguments."""
     autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast

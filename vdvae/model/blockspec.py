@@ -13,7 +13,7 @@ import re
 from typing import NamedTuple
 
 MOST_BLOCKS = 1_000
-"""In one string; the paper's deepest decoder has 78."""
+"""The most blocks of one string; the paper's deepest decoder has 78."""
 NUMBER = "([1-9][0-9]{0,8})"
 
 

@@ -59,7 +59,8 @@ class ModelConfig:
     bits: int = 8
     """Bits per sub-pixel that the likelihood models: 2**bits levels."""
     binning: Literal["exact", "released"] = "exact"
-    """`released` is the released code's 5-bit arithmetic, which does not sum to 1: see `likelihood.Binning`."""
+    """The arithmetic of the likelihood; `released` is the released code's with 5 bits, which does not sum to 1: see
+    `likelihood.Binning`."""
     input_shift: float = -127.5
     """The network sees (image + input_shift) * input_scale, with images on 0..255."""
     input_scale: float = 1 / 127.5

@@ -52,9 +52,9 @@ class Latent(NamedTuple):
 
     z: Tensor
     prior: DiagonalGaussian
-    """p(z_i | z_<i)"""
+    """The prior p(z_i | z_<i)."""
     posterior: DiagonalGaussian | None
-    """q(z_i | z_<i, x); None where no image was given, or z is drawn from the prior"""
+    """The posterior q(z_i | z_<i, x); None where no image was given, or z is drawn from the prior."""
 
     @property
     def kl(self) -> Tensor:

@@ -19,9 +19,9 @@ class Pass(NamedTuple):
     """One pass through all layers."""
 
     latents: list[Latent]
-    """What each layer did, top-down."""
+    """Prior, posterior and z of each layer, top-down."""
     mixture: Likelihood
-    """p(x|z), of each image a `Mixture`"""
+    """The likelihood p(x|z) of each image, a `Mixture` unless the model has another."""
 
 
 class LatentVariableModel(nn.Module):
@@ -32,7 +32,7 @@ class LatentVariableModel(nn.Module):
     decoder: nn.Module
 
     def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
-        """What the encoder makes of checked images, by resolution."""
+        """The encoder's last state of each resolution r, `[B, width, r, r]`, of images that were checked."""
         raise NotImplementedError
 
     def propagate(
@@ -58,22 +58,22 @@ class LatentVariableModel(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
+        """The shape of one image, (C, H, W)."""
         return (self.config.image_channels, self.config.image_size, self.config.image_size)
 
     @property
     def latent_shapes(self) -> list[tuple[int, int, int]]:
-        """(zdim, r, r) of each latent layer, top-down."""
+        """The shape (zdim, r, r) of each latent layer, top-down."""
         return [(self.config.zdim, r, r) for r in self.resolutions]
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are: fp32, or fp64 after `model.double()`."""
+        """The type of the weights: fp32, or fp64 after `model.double()`."""
         return next(self.parameters()).dtype
 
     def per_resolution(self, layer_rate: Sequence[float]) -> dict[int, float]:

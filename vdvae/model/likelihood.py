@@ -86,11 +86,11 @@ class Mixture(NamedTuple):
     logits: Tensor
     """Unnormalised log weights, [B, M, H, W]."""
     means: Tensor
-    """[B, C, M, H, W], on [-1, 1]."""
+    """Means of the logistics on [-1, 1], [B, C, M, H, W]."""
     log_scales: Tensor
-    """[B, C, M, H, W], at least MIN_LOG_SCALE."""
+    """Logarithms of their scales, [B, C, M, H, W], at least MIN_LOG_SCALE."""
     coefficients: Tensor
-    """a, b, c in (-1, 1): [B, C(C-1)/2, M, H, W]."""
+    """Coefficients a, b, c of the channels before, in (-1, 1), [B, C(C-1)/2, M, H, W]."""
     binning: Binning
 
     @classmethod
@@ -205,7 +205,7 @@ def _log_mass(level: Tensor, means: Tensor, log_scales: Tensor, binning: Binning
 
 
 def _released_log_mass(level: Tensor, means: Tensor, log_scales: Tensor, binning: Binning) -> Tensor:
-    """The same by the released code's arithmetic, on [-1, 1]: a difference of two distribution functions in fp32,
+    """As `_log_mass`, by the released code's arithmetic on [-1, 1]: a difference of two distribution functions in fp32,
     and the density at the centre times the bin's width where that is 1e-5 or less.
     """
     x, half_bin = binning.centre(level), 1 / (binning.levels - 1)

@@ -242,11 +242,11 @@ class Terms(NamedTuple):
     """The negative ELBO of each image (paper Eq. 1), in nats per dimension."""
 
     distortion: Tensor
-    """-log p(x|z), `[B]`"""
+    """-log p(x|z), `[B]`."""
     rate: Tensor
-    """KL(q(z|x) || p(z)), `[B]`"""
+    """KL(q(z|x) || p(z)), `[B]`."""
     layer_rate: Tensor
-    """The rate of each layer, `[B, L]`"""
+    """The rate of each layer, `[B, L]`."""
 
     @property
     def nats_per_dim(self) -> Tensor:
@@ -286,7 +286,7 @@ class VDVAE(LatentVariableModel):
         return self.terms(images, self.propagate(len(images), features, self.from_posterior(layers), ones, generator))
 
     def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
-        """What the encoder makes of checked images, by resolution."""
+        """The encoder's last state of each resolution r, `[B, width, r, r]`, of images that were checked."""
         x = images.to(self.dtype, memory_format=torch.contiguous_format)  # the same bits however images lay in memory
         return self.encoder(channels_last((x + self.config.input_shift) * self.config.input_scale))
 
@@ -350,5 +350,5 @@ def match_channels(x: Tensor, channels: int) -> Tensor:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same `[B, C, r, r]` with the channels of a pixel side by side in memory."""
+    """Lays `[B, C, r, r]` out with the channels of a pixel side by side in memory."""
     return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # vmap knows no `memory_format`

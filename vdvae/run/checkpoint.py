@@ -15,7 +15,7 @@ from vdvae.files import atomic_write, read_torch_file
 
 FORMAT = 2
 FIXED_KEYS = ("train.batch_size", "train.seed", "data.dataset", "data.variant")
-"""Besides `model`, what a run cannot change half-way: the batches are a function of these."""
+"""Settings besides `model` that a run cannot change half-way: its batches are a function of these."""
 
 Checksums = dict[str, str]
 """SHA-256 of the data set's files, by name."""
@@ -30,7 +30,7 @@ class Best(NamedTuple):
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds."""
+    """The content of a checkpoint file."""
 
     path: Path
     step: int
@@ -39,7 +39,7 @@ class Checkpoint(NamedTuple):
     checksums: Checksums | None
     """The files that it was trained on; None where that is not known."""
     best: Best | None
-    """What validations before this step found."""
+    """The best validation before this step; None where there was none."""
     state: dict[str, Any]
     """`Update.state_dict`: model, ema, optimizer and the rest, on the CPU."""
 
@@ -85,7 +85,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def is_checkpoint(content: Any) -> bool:
-    """Whether a file of torch.save that holds this is one of ours."""
+    """Whether the content of a file of torch.save is that of a checkpoint of ours."""
     return isinstance(content, dict) and "format" in content
 
 

@@ -15,11 +15,11 @@ LOCK = ".lock"
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 BEFORE_IT_BEGINS = {LOCK, f"{CONFIG}.tmp"}
-"""What a process leaves that was killed at the very start."""
+"""The files that a process leaves behind that was killed at the very start."""
 
 
 class RunDirectory(NamedTuple):
-    """config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and samples/."""
+    """The folder of a run: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/ and samples/."""
 
     path: Path
 
@@ -30,16 +30,16 @@ class RunDirectory(NamedTuple):
 
     @property
     def metrics_file(self) -> Path:
-        """One JSON object per report."""
+        """The log for programs, a JSON object per line."""
         return self.path / METRICS
 
     @property
     def checkpoints(self) -> Path:
-        """step-NNNNNNNN.pt"""
+        """The folder of checkpoints, step-NNNNNNNN.pt."""
         return self.path / "checkpoints"
 
     def picture(self, name: str, step: int) -> Path:
-        """samples/NAME-NNNNNNNN.png"""
+        """The path of a picture, samples/NAME-NNNNNNNN.png."""
         return self.path / "samples" / f"{name}-{step:08d}.png"
 
     def lock(self, patience: float) -> TextIO:

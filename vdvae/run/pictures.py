@@ -15,7 +15,7 @@ from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
 
 TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-"""Of the rows of samples, as in the paper's Figure 1."""
+"""Those of the rows of samples, the first row first."""
 
 
 def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:

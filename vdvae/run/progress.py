@@ -14,7 +14,7 @@ from vdvae.training.metrics import Report
 
 
 class Progress:
-    """Shown by the main process only.
+    """The progress of training, shown by the main process only.
 
     The time left takes the whole time so far, validation and pictures included, over the steps made.
     """
@@ -80,7 +80,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """`2d 03h`, `3h 05m`, `4m 09s` or `7s`."""
+    """A duration in words: `2d 03h`, `3h 05m`, `4m 09s` or `7s`."""
     whole = round(seconds)
     for name, unit, smaller_name, smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= unit:

@@ -12,9 +12,9 @@ class Purpose(IntEnum):
     """Keeps the streams of one seed apart."""
 
     TRAINING = 0
-    """Then the place in the global batch, and the step."""
+    """Training; its key is the place in the global batch, and the step."""
     EVALUATION = 1
-    """Then the batch's index."""
+    """Evaluation; its key is the batch's index."""
     PICTURES = 2
 
 
@@ -24,5 +24,5 @@ def generator(device: torch.device, seed: int, purpose: Purpose, *key: int) -> t
 
 
 def generator_seed(seed: int, purpose: Purpose, *key: int) -> int:
-    """What `generator` seeds its generator with."""
+    """The seed of the generator that `generator` returns."""
     return int(np.random.SeedSequence((seed, int(purpose), *key)).generate_state(1, np.uint64)[0] >> 1)

@@ -52,7 +52,7 @@ class World:
         return tensor
 
     def broadcast(self, value: Any) -> Any:
-        """What `value` is in the main process, in every one of them: nested dictionaries, lists and tuples of tensors
+        """Gives every process the `value` of the main process: nested dictionaries, lists and tuples of tensors
         and plain values. What the others pass does not matter; they get tensors on their devices.
         """
         if self.size == 1:

@@ -33,5 +33,5 @@ def write_result(path: Path, device: torch.device, about: dict[str, Any], figure
 
 
 def made_on(device: torch.device) -> dict[str, Any]:
-    """What figures depend on besides the code."""
+    """The hardware and the version of PyTorch, on which figures depend besides the code."""
     return {"hardware": describe(device), "torch": torch.__version__}

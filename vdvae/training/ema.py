@@ -22,11 +22,11 @@ class EMA:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._weights = [p.detach() for p in model.parameters()]
-        self._averages = [p.detach() for p in self.model.parameters()]
+        self._ema_weights = [p.detach() for p in self.model.parameters()]
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:
         """Moves towards the model's weights if `applied` is 1, not if it is 0: a number on the device."""
-        ways = torch._foreach_sub(self._weights, self._averages)
+        ways = torch._foreach_sub(self._weights, self._ema_weights)
         torch._foreach_mul_(ways, applied * (1 - self.decay))
-        torch._foreach_add_(self._averages, ways)
+        torch._foreach_add_(self._ema_weights, ways)

@@ -32,7 +32,7 @@ class LossScale:
             self.good_updates *= ~grow
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """The factor and its history, for a checkpoint."""
         return {"loss_scale": self.value, "good_updates": self.good_updates}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

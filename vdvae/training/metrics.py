@@ -20,24 +20,24 @@ class Report(NamedTuple):
 
     bits_per_dim: float
     rate: float
-    """bits/dim"""
+    """The KL of all layers, in bits/dim."""
     distortion: float
-    """bits/dim"""
+    """-log p(x|z), in bits/dim."""
     layer_rate: list[float]
-    """bits/dim of each layer, top-down"""
+    """The rate of each layer, top-down, in bits/dim."""
     grad_norm_max: float
-    """largest finite norm before clipping (paper Figure 6)"""
+    """The largest finite gradient norm before clipping (paper Figure 6)."""
     grad_norm_mean: float
     skipped: int
-    """updates that were skipped"""
+    """Updates that were skipped."""
     nonfinite: int
-    """updates skipped because the loss or the gradient was not finite"""
+    """Updates that were skipped because the loss or the gradient was not finite."""
     skip_streak: int
-    """updates skipped in a row, up to now"""
+    """Updates skipped in a row, up to now."""
     skip_threshold: float
-    """the norm from which on the next update is skipped"""
+    """The gradient norm from which on the next update is skipped."""
     learning_rate: float
-    """that of the last update"""
+    """The learning rate of the last update."""
 
     def streak_message(self, norms: list[float]) -> str:
         """Why a run ends that skips every update, and what to try (openai/vdvae #25), from `Metrics.recent_norms`."""
@@ -106,7 +106,7 @@ class Metrics:
         return report
 
     def state_dict(self, world: World) -> dict[str, Tensor]:
-        """For a checkpoint between two reports. The losses are those of every process, so all must call this."""
+        """The sums, for a checkpoint between two reports; the losses are of all processes, and each must call this."""
         losses = self.losses.new_zeros(world.size, len(self.losses))
         losses[world.rank] = self.losses
         return {**vars(self), "losses": world.sum(losses)}  # [processes, 3 + L]

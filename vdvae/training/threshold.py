@@ -42,7 +42,7 @@ class SkipThreshold:
             self.value = torch.where(enough, FACTOR * self.recent.nanquantile(QUANTILE), torch.inf)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """The threshold and its window, for a checkpoint."""
         return {"value": self.value, "recent": self.recent}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""One training step: gradient of the global batch, clip, skip or apply, average (paper Section 4)."""
+"""One training step: gradient of the global batch, clip, skip or apply, EMA (paper Section 4)."""
 
 from __future__ import annotations
 
