@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -30,21 +30,8 @@ class LatentVariableModel(nn.Module):
     config: ModelConfig
     encoder: nn.Module
     decoder: nn.Module
-
-    def encoder_features(self, images: Tensor) -> dict[int, Tensor]:
-        """The encoder's last state of each resolution r, `[B, width, r, r]`, of images that were checked."""
-        raise NotImplementedError
-
-    def propagate(
-        self,
-        batch: int,
-        features: dict[int, Tensor] | None,
-        sources: Sequence[Source],
-        temperatures: Sequence[float],
-        generator: torch.Generator | None,
-    ) -> Pass:
-        """A pass through all layers and the likelihood."""
-        raise NotImplementedError
+    encoder_features: Callable[[Tensor], dict[int, Tensor]]
+    propagate: Callable[..., Pass]
 
     @property
     def num_layers(self) -> int:
