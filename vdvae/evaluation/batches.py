@@ -27,15 +27,15 @@ def measured(
     measure: Callable[[Rows, Tensor, torch.Generator], Result],
     title: str | None = None,
 ) -> Iterator[tuple[Rows, Result]]:
-    """What `measure` makes of each of this process's batches, and the batch's positions in the split.
+    """The positions of each of this process's batches in the split, and what `measure` returns for it.
 
     Args:
         split: the images, each of which is taken once, by one of the processes.
         batch_size: images at once.
         world: the processes.
-        seed: of the noise, which depends on it and the index of the batch alone.
+        seed: seed of the noise, which depends on it and the index of the batch alone.
         measure: takes positions in the split, the images there, uint8 `[B, C, H, W]`, and the source of all noise.
-        title: of a bar that the main process shows on a terminal; none without.
+        title: the title of a bar that the main process shows on a terminal; no bar if None.
     """
     starts = range(0, len(split), batch_size)
     mine = range(world.rank, len(starts), world.size)

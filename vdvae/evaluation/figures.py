@@ -115,8 +115,8 @@ def cumulative_rate(curves: Mapping[str, Sequence[float]], resolutions: Sequence
     """The rate of the first N layers from the top, for every N (paper Figure 5).
 
     Args:
-        curves: by label, the rate of each layer in bits/dim, [L], top-down.
-        resolutions: of the layers, [L]; marked by bands.
+        curves: the rate of each layer in bits/dim, [L], top-down, by label.
+        resolutions: the resolution of each layer, [L]; marked by bands.
     """
     figure, (axes,) = _panels(7, 3.6)
     first, middles = 1, []
@@ -149,7 +149,7 @@ def rate_and_active_units(lines: Lines, latents: Mapping[int, int]) -> Figure:
     active, see `units.active_units`.
 
     Args:
-        lines: of one run.
+        lines: the lines of one run.
         latents: the number of latent variables per resolution.
     """
     rates = _series_per_resolution(lines, "train", "rate_per_resolution")
@@ -180,7 +180,7 @@ def reconstructions(grid: NDArray[np.uint8], latents: Mapping[int, int]) -> Figu
     Figure 4).
 
     Args:
-        grid: of `images.reconstruction_grid`, uint8 [H, W, C]: the originals, then a row for each resolution.
+        grid: the picture that `images.reconstruction_grid` makes, uint8 [H, W, C].
         latents: the number of latent variables per resolution, lowest first.
     """
     height, width = grid.shape[:2]
@@ -212,10 +212,10 @@ def by_setting(values: Mapping[str, Sequence[float]], heading: str, axis: str) -
     """A figure of every seed, as a point, and their means, as a line over settings (paper Tables 1 and 3).
 
     Args:
-        values: by setting, of each seed; NaN where it diverged. The first word of a setting is its place, and what
-            follows, as in "75 without", the line that it belongs to.
-        heading: what the values are.
-        axis: what the places are.
+        values: the value of each seed, by setting; NaN where it diverged. The first word of a setting is its place on
+            the axis, and what follows, as in "75 without", the line that it belongs to.
+        heading: the label of the values.
+        axis: the label of the places.
     """
     figure, (axes,) = _panels(6, 3.4)
     split = {name: name.partition(" ")[::2] for name in values}  # place and line

@@ -20,7 +20,7 @@ from vdvae.runtime.noise import Purpose, generator
 SMALLEST_CELL = 64
 """Images are enlarged by a whole factor to about this many pixels, so that a 28-pixel image can be seen."""
 LOW_TEMPERATURE = 0.1
-"""The prior's, above the resolution up to which posterior latents are used (paper Figure 4)."""
+"""The temperature of the prior above the resolution up to which posterior latents are used (paper Figure 4)."""
 
 
 @torch.no_grad()
@@ -37,10 +37,10 @@ def reconstruction_grid(
     all, with the prior at a low temperature for the rest (paper Figure 4), uint8 [H, W, C].
 
     Args:
-        model: any.
+        model: the model.
         images: uint8 [B, C, H, W], a column each.
-        seed: of the noise.
-        temperature: of the prior.
+        seed: seed of the noise.
+        temperature: temperature of the prior.
     """
     latents = model.encode(images, generator=_noise(model, seed))
     rows = [images]
@@ -62,13 +62,13 @@ def interpolation(
     """Images on the straight line between the latents of two.
 
     Args:
-        model: any.
-        images: the two, uint8 [2, C, H, W].
-        steps: how many images, the two ends included.
-        layers: so many from the top are interpolated, from posterior mean to posterior mean; all if None. The others
+        model: the model.
+        images: two images, uint8 [2, C, H, W].
+        steps: the number of images, the two ends included.
+        layers: the layers, from the top, that go from posterior mean to posterior mean; all if None. The others
             come from the prior, with the same noise in every image.
-        seed: of that noise.
-        temperature: of that prior.
+        seed: seed of that noise.
+        temperature: temperature of that prior.
 
     Returns:
         the means of p(x|z), uint8 [steps, C, H, W].

@@ -70,13 +70,14 @@ def evaluate(
     same to the last digit for any number of processes; another `batch_size` draws other noise.
 
     Args:
-        model: on `world.device`.
+        model: the model, on `world.device`.
         split: the images.
         batch_size: images at once.
         world: the processes among which the batches are dealt out. Every one must call this.
-        seed: of the noise.
+        seed: seed of the noise.
         show_progress: whether the main process shows a bar on a terminal.
-        layers: only so many from the top come from the posterior, the others from the prior: see `VDVAE.forward`.
+        layers: the number of layers, from the top, that come from the posterior; the others come from the prior, see
+            `VDVAE.forward`. All of them if None.
         count_units: whether active units are counted too, on the batches that begin among the first `UNIT_IMAGES`.
     """
     binnings = {name: Binning.of(model.config.bits, name) for name in _binnings(model)}

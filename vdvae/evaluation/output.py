@@ -35,7 +35,7 @@ def write_images(
         batches: uint8 [n, C, H, W], `count` images together.
         image_shape: (C, H, W).
         count: N.
-        columns: of the grid.
+        columns: the images in a row of the grid.
     """
     if out.suffix == ".npz":
         c, h, w = image_shape

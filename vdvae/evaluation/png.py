@@ -13,7 +13,7 @@ def png_bits_per_dim(split: Split, most: int = 1000) -> tuple[float, int]:
 
     Args:
         split: the images.
-        most: how many are taken, evenly spaced.
+        most: the most images to take, evenly spaced.
 
     Returns:
         bits per sub-pixel, and the number of images taken.

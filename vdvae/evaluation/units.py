@@ -32,7 +32,7 @@ class ActiveUnits:
     A variable is active if its KL(q||p), averaged over images, is above `ACTIVE` (Sønderby et al. 2016).
 
     Args:
-        model: whose variables are counted.
+        model: the model whose variables are counted.
     """
 
     def __init__(self, model: VDVAE) -> None:

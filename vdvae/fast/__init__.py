@@ -33,11 +33,11 @@ Result = TypeVar("Result")
 
 
 def prepare(model: VDVAE) -> VDVAE:
-    """Makes a model fast, for training, evaluation and sampling, and returns it. Weights, and results but for rounding,
-    stay.
+    """Makes a model fast, for training, evaluation and sampling, and returns it. Weights stay the same, and results but
+    for rounding.
 
-    Modules that are not exactly the model's own keep their forward pass, and these and modules with hooks are called as
-    in a plain model, also where they come later. A subclass of `VDVAE` is left as it is.
+    A module of any class but the model's own keeps its forward pass. Such modules, and modules with hooks, are called
+    as in a plain model, whether they come before or after. A subclass of `VDVAE` is left unchanged.
     """
     if type(model) is VDVAE:
         swap_forwards(model)
@@ -47,14 +47,14 @@ def prepare(model: VDVAE) -> VDVAE:
 def recorded(
     function: Callable[..., Result], model: VDVAE, found: Sequence[Tensor] = (), changed: Sequence[Tensor] = ()
 ) -> Callable[..., Result]:
-    """A function of tensors, numbers and a generator that asks a model, as `Recorded` on the model's device. While the
-    model has hooks, which are Python and want to be called, it is the function itself.
+    """Records a function that calls a model, see `Recorded`. While the model has hooks, which are Python, the function
+    itself is called.
 
     Args:
-        function: see `Recorded`.
-        model: whose weights and buffers it reads.
-        found: other tensors that it finds elsewhere.
-        changed: tensors that it changes.
+        function: takes tensors and numbers, and last a generator.
+        model: the model whose weights and buffers the function reads.
+        found: other tensors that the function reads besides its arguments.
+        changed: tensors that the function changes.
     """
     record = Recorded(function, lambda: [*_parts(model), *found, *changed], changed, model.device)
     return lambda *arguments: function(*arguments) if has_hooks(model) else record(*arguments)

@@ -15,8 +15,8 @@ NEVER = 2**31 - 1
 def keep_freed_memory() -> None:
     """Asks the C library to keep what a step frees, for the next step, instead of giving it back to the system.
 
-    The system clears every page that it hands out: without this, the demo's step begins 6,000 pages anew. It holds for
-    the whole process, so it is for programs to ask.
+    The system clears every page that it hands out, in the demo 6,000 in each step. The setting holds for the whole
+    process, so programs call this, and the library does not.
     """
     if mallopt := _find("mallopt"):
         mallopt(M_MMAP_THRESHOLD, LARGEST_ON_HEAP)

@@ -17,12 +17,12 @@ WARM_UPS = 3
 def record(
     work: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
-    """What `work` returns, and a function of other numbers for `inputs` that does the same again on a GPU.
+    """Records `work` on a GPU: its result, and a function that does the same again for other values of `inputs`.
 
     Args:
-        work: what is recorded; returns tensors, in any nesting.
-        inputs: the tensors that it is given, whose numbers change.
-        changed: the other tensors that it changes, which recording leaves as they were.
+        work: the function to record; returns tensors, in any nesting.
+        inputs: the tensors that it reads and whose values differ in each call.
+        changed: the other tensors that it changes; recording restores them.
         generator: source of its noise, of the same device.
     """
     device = generator.device

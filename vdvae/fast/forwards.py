@@ -1,8 +1,8 @@
 """Forward passes that compute what the model's own compute in fewer and cheaper passes over memory.
 
-They are put in by class, for modules that are exactly the model's own: a subclass, a wrapper or a foreign block keeps
-its forward pass. A fast one that reads a weight past its module calls that module instead, as the plain one does,
-whenever it is another's or has hooks. Weights and names stay.
+They replace the classes of the model's own modules; a subclass, a wrapper or a foreign block keeps its forward pass. A
+fast block reads some weights directly. Where their module is a foreign one or has hooks, it calls that module instead,
+as the plain block does. Weights and names stay the same.
 """
 
 from __future__ import annotations

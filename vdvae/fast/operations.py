@@ -30,11 +30,11 @@ EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.defau
 def record(
     work: Callable[[], Any], inputs: Sequence[Tensor], changed: Sequence[Tensor], generator: torch.Generator
 ) -> tuple[Any, Callable[[Sequence[Tensor]], Any]]:
-    """What `work` returns, and a function of other numbers for `inputs` that does the same again on a CPU.
+    """Records `work` on a CPU: its result, and a function that does the same again for other values of `inputs`.
 
     Args:
-        work: what is recorded; returns tensors, in any nesting.
-        inputs: the tensors that it is given, whose numbers change.
+        work: the function to record; returns tensors, in any nesting.
+        inputs: the tensors that it reads and whose values differ in each call.
         changed: the other tensors that it changes.
         generator: the one that an operation may draw numbers from, besides PyTorch's own.
 
@@ -222,8 +222,8 @@ class _Heap:
 class _Program:
     """A record with memory: the calls that repeat it.
 
-    Memory whose last reader has run goes to a next operation. Where an operation has no form that writes where it is
-    told to, its results come on memory of their own.
+    Memory is given to a later operation once its last reader has run. An operation that cannot write to given memory
+    puts its results on memory of its own.
     """
 
     def __init__(self, record: _Record) -> None:
@@ -314,8 +314,8 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 @cache
 def _writing_form(function: OpOverload) -> tuple[OpOverload, list[str]] | None:
-    """The same operation with results written to given tensors, and the names of these arguments; None where there is
-    none, or one that copies what the operation returns.
+    """The form of an operation that writes its results to given tensors, and the names of these arguments; None where
+    there is none, or one that only copies the result.
     """
     if function._schema.is_mutable:
         return None

@@ -1,7 +1,7 @@
-"""A function of tensors that is recorded in one run and then repeated from its record: one class, two recorders.
+"""A function of tensors that is recorded once and then repeated from its record: one class, two recorders.
 
-Much of what a deep and narrow model does is not arithmetic but what surrounds it: Python, autograd's graph, the
-allocator, launches of kernels. None of that depends on the numbers, so it need not be done again. On a CPU the record
+A deep and narrow model spends much of its time not on arithmetic but around it: in Python, in autograd's graph, in the
+allocator, in launching kernels. None of that depends on the values, so it need not be done again. On a CPU the record
 is a list of operations (`operations`), on a GPU a CUDA graph (`cuda_graph`).
 """
 
@@ -25,27 +25,27 @@ _thread = threading.local()
 
 
 class Recorded(Generic[Result]):
-    """A function that is run once for arguments of a kind, and then repeated from its record, to the same bits.
+    """A function that runs once for each kind of arguments, and is then repeated from its record, to the same bits.
 
-    Arguments are of one kind where their tensors have the same shapes, strides and dtypes, their numbers the same types
-    and values, and grad mode and autocast are the same. What is returned is the caller's own: no gradient flows through
-    it, and no later call changes it. Whatever else the function reads or changes must be tensors that stay where they
-    are: `watched` tells which, and where one of them has moved, all is recorded anew. What it does with other things is
-    not repeated; those that decide what it does with tensors, `watched` tells too. Of the last `MOST_KINDS` kinds,
-    records are kept; threads take turns; inside another, it is no record.
+    Arguments are of one kind if their tensors have the same shapes, strides and dtypes, their numbers the same types
+    and values, and grad mode and autocast are the same. The result belongs to the caller: no gradient flows through it, and
+    no later call changes it. Other tensors that the function reads or changes must stay at their addresses; `watched`
+    lists them, and if one has moved, everything is recorded anew. Python objects are not looked at again, except those
+    that `watched` lists too. Records of the last `MOST_KINDS` kinds are kept. Threads take turns. Inside another
+    recording, the function itself is called.
 
     Args:
         function: takes tensors and numbers, and last a generator, the source of all its noise; returns tensors,
             in any nesting, or None.
-        watched: gives the tensors that the function finds elsewhere, such as weights and gradients, and any other
-            things that must be equal to what they were.
-        changed: those of them that it changes.
-        device: where it works.
+        watched: lists the tensors that the function reads besides its arguments, such as weights and gradients, and
+            any other objects that must equal what they were.
+        changed: the tensors of `watched` that the function changes.
+        device: the device of all tensors; the CPU if None.
 
     Raises:
-        ValueError: in the first call of a kind, for what no record can repeat: the function looks at a number in a
-            tensor (`item`, `tolist`, `numpy`, `equal`), makes a tensor whose shape depends on numbers, changes an
-            argument or a tensor that `changed` does not tell, or takes or returns something else than above.
+        ValueError: in the first call of a kind, for what no record can repeat: the function reads a value out of a
+            tensor (`item`, `tolist`, `numpy`, `equal`), makes a tensor whose shape depends on values, changes an
+            argument or a tensor that is not in `changed`, or takes or returns anything else than above.
     """
 
     def __init__(

@@ -81,9 +81,9 @@ class LatentVariableModel(nn.Module):
 
         Args:
             images: uint8 `[B, C, H, W]`.
-            samples: how many, at least 1.
+            samples: the number of posterior samples, at least 1.
             generator: source of the noise.
-            layers: only so many from the top come from the posterior, as in `forward`.
+            layers: the number of layers, from the top, that come from the posterior, as in `forward`.
 
         Raises:
             ValueError: arguments not as above.
@@ -114,9 +114,10 @@ class LatentVariableModel(nn.Module):
 
         Args:
             images: uint8 `[B, C, H, W]`.
-            layers: how many layers, from the top (see `layers_up_to`); all of them if None.
+            layers: the number of layers, from the top (see `layers_up_to`); all of them if None.
             mode: draw z from the posterior, or take its mean (each layer given the means of those above).
-            temperature: on the posteriors; one number per layer means those `layers` layers.
+            temperature: factor on the posteriors' standard deviations; one number per layer means those `layers`
+                layers.
             generator: source of the noise.
 
         Raises:
@@ -146,7 +147,7 @@ class LatentVariableModel(nn.Module):
             images: uint8 `[B, C, H, W]`, for the posteriors; None if no layer needs one.
             sources: top-down, `"posterior"`, `"prior"`, or z itself, `[B, zdim, r, r]` (of a `Latent`, its z). Absent
                 and None layers come from the prior.
-            temperature: on the distribution that each layer is drawn from.
+            temperature: factor on the standard deviations of the distributions that the layers are drawn from.
             num_images: B, needed where neither images nor a z tell.
             generator: source of the noise.
 
@@ -189,7 +190,7 @@ class LatentVariableModel(nn.Module):
 
         Args:
             latents: z of the layers, top-down, each `[B, zdim, r, r]`; absent or None layers come from the prior.
-            temperature: on the priors of those.
+            temperature: factor on the standard deviations of those priors.
             output: `sample` draws uint8 pixels from the mixture, `mean` returns its mean, floats on 0..255 that
                 gradients flow through.
             num_images: B, needed where no latent is given.

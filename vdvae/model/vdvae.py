@@ -139,7 +139,7 @@ class TopDownBlock(nn.Module):
             x: the state, `[B, width, r, r]`.
             condition: the state that the prior and the posterior read: `x` itself, or that of the group's start.
             features: the encoder's state at this resolution, for the posterior; None where there is none.
-            source: where z comes from.
+            source: the origin of z.
             noise: standard normal `[B, zdim, r, r]`; None where z is given.
             temperature: factor on the standard deviation that z is drawn with.
 
@@ -186,7 +186,7 @@ class Decoder(nn.Module):
         Args:
             batch: B.
             features: the encoder's states by resolution; None where no layer has a posterior.
-            sources: where the z of each layer comes from, top-down.
+            sources: the origin of z in each layer, top-down.
             temperatures: one for each of these layers.
             generator: source of the noise; None is PyTorch's own.
 

@@ -121,8 +121,8 @@ def read_newest(directory: Path, config: Config | None = None) -> Checkpoint | N
     """The newest checkpoint of a folder that can be read, or None; says on stderr which it had to pass over.
 
     Args:
-        directory: its folder.
-        config: that of the run, which passes over checkpoints of others.
+        directory: the folder of checkpoints.
+        config: the configuration of the run; checkpoints of other runs are passed over. None takes any.
 
     Raises:
         UserError: there are checkpoints, and none can be read.

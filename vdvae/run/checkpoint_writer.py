@@ -20,9 +20,9 @@ from vdvae.run.directory import RunDirectory
 class CheckpointWriter:
     """Writes checkpoints in a thread, one at a time, while training goes on.
 
-    Training waits while the state is copied to host memory, and for a write that is not done when the next begins. A
-    write that fails (a full disk) is told on stderr and leaves the files as they were; training goes on to the next.
-    As a context manager, it waits for the last write, whatever happens.
+    Training waits while the state is copied to host memory, and for the write before if that is not done. A write that
+    fails, as on a full disk, leaves the files as they were; stderr says so, and training goes on to the next. As a
+    context manager, it waits for the last write, whatever happens.
     """
 
     def __init__(self, directory: RunDirectory, config: Config, checksums: Checksums) -> None:

@@ -63,7 +63,7 @@ class RunDirectory(NamedTuple):
         """Checks that `config` may run here on these images, and returns the checkpoint to resume from. Writes nothing.
 
         Raises:
-            UserError: there is a run that cannot be continued so.
+            UserError: there is a run that cannot be continued with this configuration or data set.
         """
         if self._is_new():
             return None

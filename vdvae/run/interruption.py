@@ -24,14 +24,14 @@ ECHO_SECONDS = 5.0
 class Interruption:
     """Lets the processes of a run end training together, after the same update.
 
-    The first signal asks for that; another one ends the process at once. Processes agree by a reduction of one
-    number per update, whose result is read after the next, when it is long there: nobody waits for the device.
+    The first signal asks for that; another one ends the process at once. Processes agree by an all-reduce of one number
+    per update, which is read after the next update, when it is long done: no process waits for the device.
 
     As a context manager, it takes over the signals.
 
     Args:
         world: the processes.
-        max_hours: after which training ends, counted from here; None for no limit.
+        max_hours: the hours, from now on, after which training ends; None for no limit.
     """
 
     def __init__(self, world: World, max_hours: float | None) -> None:
@@ -67,8 +67,8 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Where there is nothing to finish, a signal ends the process with the conventional status, 128 + its number:
-        while the state is safe already, and only looked at.
+        """Within this context, in which the state is on disk already, a signal ends the process at once with the
+        conventional status, 128 + its number.
         """
         self._at_once = True
         if self._asked:

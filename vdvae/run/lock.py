@@ -20,7 +20,7 @@ def lock(path: Path, patience: float) -> TextIO:
     """Takes a lock that the system gives back when this process ends, however it ends.
 
     Args:
-        path: of the file that is locked, which is made, and says who has it.
+        path: the file to lock; it is made if need be, and says who has it.
         patience: seconds to wait where an earlier start of the same torchrun job has it, which may be ending, or be
             on a machine that is cut off.
 

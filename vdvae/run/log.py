@@ -28,11 +28,11 @@ from vdvae.training.metrics import Report
 class RunLog:
     """Writes to a run directory; a resumed run drops what was logged after its checkpoint.
 
-    Where the disk is full, lines of metrics.jsonl wait for the next, and TensorBoard ends; training goes on.
+    On a full disk, training goes on: lines of metrics.jsonl are kept for the next attempt, and TensorBoard's log ends.
 
     Args:
-        directory: exists.
-        model: whose layers are reported.
+        directory: a run directory that exists.
+        model: the model whose layers are reported.
         step: updates done before this process.
         writes: whether this is the process that writes; calls on the others do nothing.
     """
@@ -159,8 +159,8 @@ def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Keeps the lines up to a checkpoint's step, without the validation that followed it and the test: what came after
-    the checkpoint is about to be done again.
+    """Drops the lines after a checkpoint's step, the validation that followed it and the test: all of it is about to be
+    done again.
     """
     if path.exists():
         lines = [(line, entry["kind"], entry["step"]) for line, entry in _undamaged(path)]

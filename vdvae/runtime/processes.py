@@ -53,7 +53,7 @@ class World:
 
     def broadcast(self, value: Any) -> Any:
         """Gives every process the `value` of the main process: nested dictionaries, lists and tuples of tensors
-        and plain values. What the others pass does not matter; they get tensors on their devices.
+        and plain values. The others' own `value` does not matter; they get tensors on their devices.
         """
         if self.size == 1:
             return value
@@ -93,8 +93,9 @@ def start(device: torch.device, timeout_minutes: float = 30) -> World:
 
 
 def _restarts() -> int:
-    """How often torchrun has restarted the processes of one machine: it keeps its store, where they would find the
-    addresses of those that have died. Machines count on their own; docs/cluster.md has the setting for several.
+    """The number of times that torchrun has restarted the processes of one machine. It keeps its store, in which they
+    would find the addresses of those that died. Each machine counts for itself; docs/cluster.md has the setting for
+    several.
     """
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
 
@@ -102,7 +103,7 @@ def _restarts() -> int:
 def stop() -> None:
     """Leaves the process group, if there is one, when all processes have come to the end.
 
-    Not for clean-up after an error: the others would be waited for in vain.
+    Not for clean-up after an error, where the others would never come.
     """
     if dist.is_initialized():
         dist.barrier()  # with torch 2.6, gloo can hang where one process leaves before the other

@@ -14,7 +14,7 @@ from vdvae.runtime.device import describe
 
 
 def prepare_result(path: Path | None) -> None:
-    """Makes the folder of a result to be, if there is to be one: before measuring, which may take hours.
+    """Makes the folder for a result file, if there is to be one, before a measurement that may take hours.
 
     Raises:
         UserError: it is a folder itself.

@@ -10,11 +10,11 @@ GROWTH_INTERVAL = 2000
 
 
 class LossScale:
-    """Halved after an overflow, doubled after many updates without one, all on the device.
+    """The factor: halved after an overflow, doubled after many updates without one, all on the device.
 
     Args:
-        adapts: whether it does so; if not, it is 1.
-        device: where it is needed.
+        adapts: whether the factor adapts; if not, it is 1.
+        device: the device of the factor.
     """
 
     def __init__(self, adapts: bool, device: torch.device) -> None:

@@ -11,8 +11,8 @@ from vdvae.config import TrainConfig
 
 
 def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW as in the released code: decay on every parameter, epsilon 1e-8. Fused, because only that one can be
-    told by a number on the device to skip a step.
+    """Fused AdamW as in the released code: decay on every parameter, epsilon 1e-8. Fused, because only then
+    can a number on the device make it skip a step.
     """
     betas = (config.beta1, config.beta2)
     return torch.optim.AdamW(

@@ -10,18 +10,18 @@ from torch import Tensor
 WINDOW = 1000
 """Updates that "auto" looks back on."""
 FIRST = 100
-"""Finite norms that it wants to see before it skips any."""
+"""Finite norms before which "auto" skips nothing."""
 QUANTILE = 0.9
 FACTOR = 10.0
-"""Times the quantile is the threshold: the demo's largest norm after the warm-up is 5.4 times, the paper's skips are
-below 0.01 % of all updates."""
+"""The threshold over the quantile. The demo's largest norm after the warm-up is 5.4 times the quantile, and the paper
+skips less than 0.01 % of all updates."""
 
 
 class SkipThreshold:
-    """A number that was tuned, or, if "auto", `FACTOR` times the quantile of the last `WINDOW` norms.
+    """The threshold: a given number, or, if "auto", `FACTOR` times the 90 % quantile of the last `WINDOW` norms.
 
-    All on the device. "auto" remembers norms no larger than the threshold of their time, so that a few huge ones in a
-    row don't raise it, and it still follows where the usual norm has moved for good: by up to `FACTOR` in
+    All on the device. "auto" counts a norm above the threshold as the threshold itself, so that a few huge norms in a
+    row do not raise it. It still follows a lasting change of the usual norm: by up to `FACTOR` in
     (1 - QUANTILE) * WINDOW updates.
     """
 

@@ -27,12 +27,12 @@ ALIGNMENT = 16
 class Update:
     """A model, its optimiser and its EMA, and the step that moves all three.
 
-    Nothing in a step waits for the device: whether an update is skipped is decided there, by a number that the fused
-    optimiser and the EMA read. All processes decide alike, because a loss that is not finite poisons its process's
-    gradients with NaN, and the all-reduce carries that to every other.
+    Nothing in a step waits for the device. Whether an update is skipped is decided there, by a number that the fused
+    optimiser and the EMA read. All processes decide alike, because a loss that is not finite makes its process's
+    gradients NaN, and the all-reduce carries that to all others.
 
     Args:
-        model: on its device; updated in place.
+        model: the model, on its device; updated in place.
         config: the `train` section.
         world: the processes that share the global batch.
     """
@@ -134,8 +134,8 @@ class Update:
 
 
 def with_own_steps(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """The state of an AdamW, with a step for each parameter, which a file may have but once, and moments that lie in
-    memory as weights do, which they did not before November 2026: an optimiser takes both as they are.
+    """An AdamW state as an optimiser needs it: a step for each parameter, which in a file may be one for all, and
+    moments laid out in memory as weights are, which in checkpoints of before November 2026 they are not.
     """
     own = {
         i: {name: value.clone(memory_format=torch.contiguous_format) for name, value in of_one.items()}
