@@ -17,8 +17,8 @@ from vdvae.model.vdvae import VDVAE, TopDownBlock
 
 
 def checkpoint_blocks(model: VDVAE, resolution: int) -> None:
-    """Checkpoints the blocks of this resolution and above, and inside each top-down block its three bottlenecks too, so that
-    the activations of only one of them exist at a time.
+    """Checkpoints the blocks of this resolution and above, and inside each top-down block its three bottlenecks too, so
+    that the activations of only one of them exist at a time.
     """
     blocks = [*model.encoder.enc_blocks, *model.decoder.dec_blocks]
     resolutions = [*(spec.resolution for spec in model.config.encoder_specs), *model.resolutions]

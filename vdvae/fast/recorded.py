@@ -28,8 +28,8 @@ class Recorded(Generic[Result]):
     """A function that runs once for each kind of arguments, and is then repeated from its record, to the same bits.
 
     Arguments are of one kind if their tensors have the same shapes, strides and dtypes, their numbers the same types
-    and values, and grad mode and autocast are the same. The result belongs to the caller: no gradient flows through it, and
-    no later call changes it. Other tensors that the function reads or changes must stay at their addresses; `watched`
+    and values, and grad mode and autocast are the same. The result belongs to the caller: no gradient flows through it,
+    and no later call changes it. Other tensors that the function reads or changes must stay at their addresses; `watched`
     lists them, and if one has moved, everything is recorded anew. Python objects are not looked at again, except those
     that `watched` lists too. Records of the last `MOST_KINDS` kinds are kept. Threads take turns. Inside another
     recording, the function itself is called.
