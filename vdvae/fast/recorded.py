@@ -29,10 +29,10 @@ class Recorded(Generic[Result]):
 
     Arguments are of one kind if their tensors have the same shapes, strides and dtypes, their numbers the same types
     and values, and grad mode and autocast are the same. The result belongs to the caller: no gradient flows through it,
-    and no later call changes it. Other tensors that the function reads or changes must stay at their addresses; `watched`
-    lists them, and if one has moved, everything is recorded anew. Python objects are not looked at again, except those
-    that `watched` lists too. Records of the last `MOST_KINDS` kinds are kept. Threads take turns. Inside another
-    recording, the function itself is called.
+    and no later call changes it. Other tensors that the function reads or changes must stay at their addresses;
+    `watched` lists them, and if one has moved, everything is recorded anew. Python objects are not looked at again,
+    except those that `watched` lists too. Records of the last `MOST_KINDS` kinds are kept. Threads take turns. Inside
+    another recording, the function itself is called.
 
     Args:
         function: takes tensors and numbers, and last a generator, the source of all its noise; returns tensors,
