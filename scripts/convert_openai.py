@@ -13,7 +13,9 @@ from vdvae.config import Config
 from vdvae.data.datasets import DATASETS
 from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
-from vdvae.released.convert import ReleasedSet, export_run, import_released
+from vdvae.released.exporting import export_run
+from vdvae.released.four_files import ReleasedSet
+from vdvae.released.importing import import_released
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from vdvae import fast
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import NLL, evaluate, evaluate_importance_weighted
 from vdvae.released.command_line import ModelCommandLine, check_at_least_one, find_model
-from vdvae.released.recognition import release_of
+from vdvae.released.releases import release_of
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
 from vdvae.runtime.precision import set_matmul_precision

@@ -24,8 +24,11 @@ from vdvae import load_pretrained
 from vdvae.config import Config, load_config
 from vdvae.errors import UserError
 from vdvae.model.vdvae import VDVAE
-from vdvae.released.convert import ReleasedSet, export_run, import_released
-from vdvae.released.recognition import RELEASES, expected_tensors
+from vdvae.released.exporting import export_run
+from vdvae.released.four_files import ReleasedSet
+from vdvae.released.importing import import_released
+from vdvae.released.matching import expected_tensors
+from vdvae.released.releases import RELEASES
 from vdvae.run import checkpoint
 from vdvae.run.directory import RunDirectory
 from vdvae.runtime.processes import World
@@ -273,7 +276,7 @@ def test_recognised_by_its_tensors(
     presets.mkdir()
     (presets / "mine.yaml").write_text(colour.read_text())
     monkeypatch.setattr("vdvae.config.reading.PRESETS", presets)
-    monkeypatch.setattr("vdvae.released.recognition.PRESETS", presets)
+    monkeypatch.setattr("vdvae.released.matching.PRESETS", presets)
     overrides = ["train.weight_decay=0.01", "train.lr=5e-4", "train.beta2=0.99"]
     made = import_released(prefix_of(released), tmp_path / "run", overrides=overrides)
     assert made.hps == "mine"

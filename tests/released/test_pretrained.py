@@ -19,7 +19,8 @@ from tests.conftest import ROOT, TINY
 from vdvae import config as vdvae_config
 from vdvae.config import load_model_config
 from vdvae.errors import UserError
-from vdvae.released.recognition import RELEASES, Release, complete_presets, expected_tensors
+from vdvae.released.matching import complete_presets, expected_tensors
+from vdvae.released.releases import RELEASES, Release
 from vdvae.run import checkpoint
 
 TOLD_BY_A_FRESH_PROCESS = """
@@ -127,7 +128,7 @@ def test_a_preset_of_ones_own_is_recognised(released: Path, tmp_path: Path, monk
     folder = tmp_path / "configs"
     folder.mkdir()
     monkeypatch.setattr("vdvae.config.reading.PRESETS", folder)
-    monkeypatch.setattr("vdvae.released.recognition.PRESETS", folder)
+    monkeypatch.setattr("vdvae.released.matching.PRESETS", folder)
     (folder / "mine.yaml").write_text(TINY.read_text())
     (folder / "fragment.yaml").write_text("model: {image_size: 28}")
     (folder / "broken.yaml").write_text("model: [")

@@ -15,7 +15,7 @@ from vdvae import load_pretrained
 from vdvae.config import load_model_config
 from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
-from vdvae.released.recognition import expected_tensors
+from vdvae.released.matching import expected_tensors
 from vdvae.runtime.noise import Purpose, generator
 
 

@@ -16,7 +16,8 @@ from vdvae.errors import UserError
 from vdvae.files import read_torch_file
 from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
-from vdvae.released.recognition import check_fits, check_there, named_tensors, recognise
+from vdvae.released.matching import check_fits, named_tensors, recognise
+from vdvae.released.releases import check_there
 from vdvae.run import checkpoint
 from vdvae.runtime.device import pick_device
 
