@@ -26,25 +26,37 @@ import numpy as np
 import torch
 from measuring.loader import make_up, measure_loader
 from measuring.memory import StepMemory, memory_of_step
-from measuring.speed import Apart, Measured, Speed, take_turns
-from measuring.work import Prepare, Setting, Training, evaluation, sampling
+from measuring.speed import Measured, Speed, take_turns
+from measuring.work import evaluation, sampling, setting_of, training
 
-from vdvae.config import load_config
+from vdvae.config import Config, load_config
 from vdvae.data.splits import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
-from vdvae.released.command_line import check_at_least_one
+from vdvae.released.command_line import add_device, add_json, check_at_least_one
 from vdvae.runtime.device import describe, pick_device
 from vdvae.runtime.precision import PRECISIONS
 from vdvae.runtime.results import prepare_result, write_result
 
 HELP = {
-    "train": "whole updates, as train.py makes them",
-    "sample": "samples, or grids of them",
-    "evaluate": "the likelihood terms of images, in fp32",
-    "memory": "the peak memory of one training step, in a fresh process",
-    "data": "the loader alone, against what the model can take",
+    "train": "speed of whole updates, as train.py makes them",
+    "sample": "speed of drawing samples, or grids of them",
+    "evaluate": "speed of computing the likelihood terms of images, in fp32",
+    "memory": "peak memory of one training step, in a fresh process",
+    "data": "speed of the loader alone, against what the model can take",
 }
-LABELS = {"images_per_second": "images per second", "peak_mb": "peak memory"}
+ROWS = {
+    "images_per_second": ("images per second", "{:,.2f}"),
+    "milliseconds_per_step": ("milliseconds per step", "{:,.1f}"),
+    "milliseconds_quartiles": ("  quartiles", "{0[0]:,.1f} to {0[1]:,.1f}"),
+    "first_step_seconds": ("time to first step", "{:,.2f} s"),
+    "peak_memory_mb": ("peak memory", "{:,.0f} MB"),
+    "gflop_per_step": ("FLOPs per step", "{:,.1f} GFLOP"),
+    "matmul_tflops": ("matrix products", "{:,.3f} TFLOP/s"),
+    "utilisation": ("FLOP utilisation", "{:.1%}"),
+    "peak_mb": ("peak memory", "{:,.0f} MB"),
+    "step_mb": ("  of the step", "{:,.0f} MB"),
+}
+"""Labels and formats of the figures that are printed."""
 REPEATS = {"train": 20, "sample": 10, "evaluate": 10}
 
 
@@ -52,172 +64,132 @@ def main() -> None:
     """Reads the command line, measures, prints a table, and writes JSON where asked to."""
     with exit_on_user_error():
         args = command_line().parse_args()
-    {"data": data, "memory": memory}.get(args.kind, speed)(args)
+        settings = read_settings(args)
+        device = pick_device(args.device)
+        prepare_result(args.json)
+    if args.kind == "data":
+        data(args, settings[0], device)
+        return
+    with exit_on_bad_image():
+        if args.kind == "memory":
+            print_summary(args, device, [memory_of_step(setting, device) for setting in settings])
+        else:
+            print_summary(args, device, speeds(args, settings, device))
 
 
 def command_line() -> CommandLine:
     """A sub-command for each thing that is measured."""
-    parser = CommandLine(description="Measures how fast this machine is.")
+    parser = CommandLine(description="Measures how fast this machine is, and what memory it takes, for one preset.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, told in HELP.items():
-        one = kinds.add_parser(kind, help=told)
+        one = kinds.add_parser(kind, help=told, description=f"Measures the {told}.")
         one.add_argument("--hps", required=True, help="presets, as for train.py")
-        one.add_argument("--device", default="auto")
-        one.add_argument("--json", type=Path, metavar="FILE")
-        one.add_argument("overrides", nargs="*", metavar="section.key=value")
+        add_device(one)
+        add_json(one)
+        one.add_argument("overrides", nargs="*", metavar="section.key=value", help="setting, as for train.py")
         if kind == "data":
             one.add_argument("--made_up", type=int, metavar="N", help="measure on N random images instead of the set")
-            one.add_argument("--seconds", type=int, default=5, help="how long the loader is measured")
+            one.add_argument("--seconds", type=int, default=5, help="seconds for which the loader is measured")
             continue
         one.add_argument("--batch", type=int, metavar="N", help="images of a step; default: the preset's micro-batch")
-        one.add_argument(
-            "--compare",
-            metavar="OVERRIDES",
-            help="more overrides, separated by commas: measured in turn; train.fast=false is the plain model",
-        )
+        compared = "overrides to compare with, in turn, separated by commas; train.fast=false is the plain model"
+        one.add_argument("--compare", metavar="OVERRIDES", help=compared)
         if kind in REPEATS:
             one.add_argument("--repeats", type=int, default=REPEATS[kind], metavar="N", help="timed steps of a round")
-            one.add_argument("--rounds", type=int, metavar="N", help="default: 4 with --compare, 1 without")
-            one.add_argument("--warmup", type=int, default=3, metavar="N", help="steps before, besides the first")
+            one.add_argument("--rounds", type=int, metavar="N", help="rounds; default: 4 with --compare, 1 without")
+            one.add_argument("--warmup", type=int, default=3, metavar="N", help="untimed steps after the first")
         if kind == "sample":
-            one.add_argument(
-                "--temperatures", type=float, nargs="+", metavar="T", help="draw grids with a row of samples for each"
-            )
-            one.add_argument("--precision", choices=PRECISIONS, default="fp32", help="how convolutions multiply")
+            rows = "draw grids, with a row of samples at each of these temperatures"
+            one.add_argument("--temperatures", type=float, nargs="+", metavar="T", help=rows)
+            one.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of convolutions")
     return parser
 
 
-def speed(args: argparse.Namespace) -> None:
-    """Measures the speed of training, sampling or evaluation."""
-    with exit_on_user_error():
-        check_at_least_one(args, "batch", "repeats", "rounds")
-        if args.warmup < 0:
-            raise UserError(f"--warmup must not be negative, not {args.warmup}")
-        temperatures = getattr(args, "temperatures", None)
-        if not all(0 <= temperature < math.inf for temperature in temperatures or ()):
-            raise UserError("--temperatures must be finite and not negative")
-        settings, device = read_settings(args)
-    args.rounds = args.rounds or (1 if args.compare is None else 4)
-    kinds: dict[str, Prepare] = {
-        "train": Training,
-        "sample": partial(sampling, temperatures=temperatures, precision=getattr(args, "precision", "fp32")),
-        "evaluate": evaluation,
-    }
-    measured = [Apart(setting, kinds[args.kind], device, len(temperatures or [1])) for setting in settings]
-    seconds = take_turns([one.run for one in measured], args.warmup, args.repeats, args.rounds)
-    speeds = [one.speed(mine) for one, mine in zip(measured, seconds, strict=True)]
-    print_summary(args, device, speeds, [speed_table(one) for one in speeds], "images_per_second")
-
-
-def memory(args: argparse.Namespace) -> None:
-    """Measures the memory of a training step."""
-    with exit_on_user_error():
-        check_at_least_one(args, "batch")
-        settings, device = read_settings(args)
-    with exit_on_bad_image():
-        found = [memory_of_step(setting, device) for setting in settings]
-    columns = [{"peak memory": f"{one.peak_mb:,.0f} MB", "  of the step": f"{one.step_mb:,.0f} MB"} for one in found]
-    print_summary(args, device, found, columns, "peak_mb")
-
-
-def read_settings(args: argparse.Namespace) -> tuple[list[Setting], torch.device]:
-    """What is measured, and where; raises `ValueError` for what cannot be."""
-    trains = args.kind in ("train", "memory")
-    settings = [Setting.of(load_config(args.hps, args.overrides), args.batch, trains)]
+def read_settings(args: argparse.Namespace) -> list[Config]:
+    """The one or two settings that are measured, or the preset of `data`; raises `ValueError` for what cannot be."""
+    if args.kind == "data":
+        if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
+            raise UserError("--seconds must be at least 1, and --made_up at least 1000")
+        config = load_config(args.hps, args.overrides)
+        if args.made_up is None:
+            load_splits(config.data, config.model)
+        return [config]
+    check_at_least_one(args, *sorted({"batch", "repeats", "rounds"} & vars(args).keys()))
+    if getattr(args, "warmup", 0) < 0:
+        raise UserError(f"--warmup must not be negative, not {args.warmup}")
+    if not all(0 <= temperature < math.inf for temperature in getattr(args, "temperatures", None) or ()):
+        raise UserError("--temperatures must be finite and not negative")
+    overrides = [args.overrides]
     if args.compare is not None:
-        others = re.split(r",(?=\w+\.)", args.compare)  # a list of blocks has commas too
-        settings.append(Setting.of(load_config(args.hps, args.overrides + others), args.batch, trains))
-        if settings[0] == settings[1]:
-            raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
-    device = pick_device(args.device)
-    prepare_result(args.json)
-    return settings, device
+        overrides.append(args.overrides + re.split(r",(?=\w+\.)", args.compare))  # a list of blocks has commas too
+    trains = args.kind in ("train", "memory")
+    settings = [setting_of(load_config(args.hps, one), args.batch, trains) for one in overrides]
+    if len(settings) > 1 and settings[0] == settings[1]:
+        raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
+    return settings
 
 
-def print_summary(
-    args: argparse.Namespace,
-    device: torch.device,
-    figures: Sequence[Speed | StepMemory],
-    columns: Sequence[dict[str, str]],
-    key: str,
-) -> None:
-    """Prints a column for each setting and how the first compares by the figure `key`, and writes all figures."""
+def speeds(args: argparse.Namespace, settings: Sequence[Config], device: torch.device) -> list[Speed]:
+    """Measures the speed of training, sampling or evaluation."""
+    rows, prepare = 1, evaluation if args.kind == "evaluate" else training
+    if args.kind == "sample":
+        rows = len(args.temperatures or [1])
+        prepare = partial(sampling, temperatures=args.temperatures, precision=args.precision)
+    args.rounds = args.rounds or (1 if args.compare is None else 4)
+    measured = [Measured(setting, prepare, device) for setting in settings]
+    seconds = take_turns([one.run for one in measured], args.warmup, args.repeats, args.rounds)
+    trains = args.kind == "train"
+    return [one.speed(mine, rows, trains) for one, mine in zip(measured, seconds, strict=True)]
+
+
+def print_summary(args: argparse.Namespace, device: torch.device, figures: Sequence[Speed | StepMemory]) -> None:
+    """Prints a column for each setting and how the first compares, and writes all figures."""
     names = ["the library", f"the library with {args.compare}"][: len(figures)]
-    print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {describe(device)}")
+    threads = torch.get_num_threads()
+    print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {describe(device)}, threads: {threads}")
     for letter, name, one in zip("AB", names, figures, strict=False):
         print(f"{letter}: {name}, batch {one.batch}")
-    for label in columns[0]:
-        print(f"{label:26}" + "".join(f"{column.get(label, '-'):>22}" for column in columns))
-    told = asdict(figures[0])
-    if len(figures) > 1:
-        compared = asdict(figures[1])
-        ratio = told[key] / compared[key]
-        told |= {"compared": compared, "ratio": ratio}
-        print(f"A has {ratio:.3g} times the {LABELS[key]} of B, {names[1]}")
+    told = [asdict(one) for one in figures]
+    columns = [{**one, **(one.get("flops") or {})} for one in told]
+    for key, (label, form) in ROWS.items():
+        if columns[0].get(key) is not None:
+            print(f"{label:26}" + "".join(f"{form.format(column[key]):>22}" for column in columns))
+    if len(told) > 1:
+        key = "peak_mb" if args.kind == "memory" else "images_per_second"
+        ratio = told[0][key] / told[1][key]
+        told[0] |= {"compared": told[1], "ratio": ratio}
+        print(f"A has {ratio:.3g} times the {ROWS[key][0]} of B, {names[1]}")
     if args.json:
         about = {k: v for k, v in vars(args).items() if k not in ("json", "device", "compare")}
-        about |= {"setting": " against ".join(names), "threads": torch.get_num_threads()}
+        about |= {"setting": " against ".join(names), "threads": threads}
         if device.type == "cuda":
             about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
             about["capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
-        write_result(args.json, device, about, told)
+        write_result(args.json, device, about, told[0])
 
 
-def speed_table(one: Speed) -> dict[str, str]:
-    """Labels and numbers with their units."""
-    lower, upper = one.milliseconds_quartiles
-    table = {
-        "images per second": f"{one.images_per_second:,.2f}",
-        "milliseconds per step": f"{one.milliseconds_per_step:,.1f}",
-        "  quartiles": f"{lower:,.1f} to {upper:,.1f}",
-        "time to first step": f"{one.first_step_seconds:,.2f} s",
-    }
-    if one.peak_memory_mb is not None:
-        table["peak memory"] = f"{one.peak_memory_mb:,.0f} MB"
-    if one.flops:
-        table["FLOPs per step"] = f"{one.flops.gflop_per_step:,.1f} GFLOP"
-        table["matrix products"] = f"{one.flops.matmul_tflops:,.3f} TFLOP/s"
-        table["FLOP utilisation"] = f"{one.flops.utilisation * 100:.1f} %"
-    if one.phases:
-        table |= {f"  {name}": f"{ms:,.1f} ms" for name, ms in asdict(one.phases).items()}
-    return table
-
-
-def data(args: argparse.Namespace) -> None:
-    """The loader, and the training that it feeds."""
-    with exit_on_user_error():
-        if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
-            raise UserError("--seconds must be at least 1, and --made_up at least 1000")
-        prepare_result(args.json)
-        config = load_config(args.hps, args.overrides)
-        device = pick_device(args.device)
-        if args.made_up is None:
-            load_splits(config.data, config.model)
+def data(args: argparse.Namespace, config: Config, device: torch.device) -> None:
+    """Measures the loader, and the training that it feeds; prints both and writes all figures."""
     with tempfile.TemporaryDirectory(dir=".", prefix=".benchmark-") as folder:
         if args.made_up is not None:
             config = replace(config, data=make_up(config, args.made_up, Path(folder)))
         with get_context("forkserver").Pool(1) as pool:
             loader = pool.apply(measure_loader, (config, args.seconds))
-    training = Measured(Setting.of(config), Training, device)
-    model = training.images_per_step / statistics.median(training.run(3))
+    measured = Measured(setting_of(config), training, device)
+    model = measured.setting.train.batch_size / statistics.median(measured.run(3))
+    measured.process.shutdown()
 
     size = config.model.image_size
     print(f"{args.hps}: {loader.training_images:,} images of {size} x {size}, {loader.set_size_mb:,.0f} MB")
     print(f"loader alone, one core   {loader.images_per_second:12,.0f} images/s")
     if loader.extra_memory_mb is not None:
         print(f"  extra memory, peak     {loader.extra_memory_mb:12,.0f} MB")
-    print(f"training, {device.type:5}          {model:12,.1f} images/s")
+    print(f"training, {device.type:5}          {model:12,.1f} images/s, threads: {torch.get_num_threads()}")
     print(f"loader / training        {loader.images_per_second / model:12,.0f}")
     if args.json:
-        about = {
-            "hps": args.hps,
-            "overrides": args.overrides,
-            "made_up": args.made_up,
-            "batch": config.train.batch_size,
-            "numpy": np.__version__,
-        }
-        figures = {**loader._asdict(), "training_images_per_second": model}
-        write_result(args.json, device, about, figures)
+        about = {"hps": args.hps, "overrides": args.overrides, "made_up": args.made_up}
+        about |= {"batch": config.train.batch_size, "numpy": np.__version__}
+        write_result(args.json, device, about, {**loader._asdict(), "training_images_per_second": model})
 
 
 if __name__ == "__main__":

@@ -22,29 +22,27 @@ def main() -> None:
     """Converts, and prints what there is now."""
     parser = CommandLine(description="Converts runs from and to the four files of the released code.")
     ways = parser.add_subparsers(dest="way", required=True, metavar="import|export")
-    into = ways.add_parser("import", help="a released set becomes a run directory that train.py resumes")
-    into.add_argument(
-        "prefix", metavar="PREFIX", help="what the files -model.th, -model-ema.th, -opt.th and -log.jsonl begin with"
-    )
-    into.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="must not exist, or be empty")
-    into.add_argument("--hps", help="presets as for train.py; default: the one that has these tensors")
-    into.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. train.weight_decay=0.01")
-    out = ways.add_parser("export", help="a run becomes the four files, for the released code")
+    into = ways.add_parser("import", help="make a run directory, which train.py resumes, from a released set")
+    prefix = "what the names of the four files begin with: -model.th, -model-ema.th, -opt.th and -log.jsonl follow"
+    into.add_argument("prefix", metavar="PREFIX", help=prefix)
+    into.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="run directory to make; may be there if empty")
+    into.add_argument("--hps", help="presets, as for train.py; default: the one that has these tensors")
+    override = "setting of the run, such as train.weight_decay=0.01"
+    into.add_argument("overrides", nargs="*", metavar="section.key=value", help=override)
+    out = ways.add_parser("export", help="make the four files, for the released code, from a run")
     out.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint")
-    out.add_argument("prefix", metavar="PREFIX", help="what the names of the four files begin with")
+    out.add_argument("prefix", metavar="PREFIX", help=prefix)
     with exit_on_user_error():
+        # argparse gives an empty `overrides` away before an option, and does not know those behind it.
         args, rest = parser.parse_known_args()
-        if args.way == "import":
-            # argparse gives an empty `overrides` away before an option, and does not know those behind it.
-            if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
-                parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        is_import = args.way == "import"
+        if unknown := [text for text in rest if not is_import or text.startswith("-") or "=" not in text]:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if is_import:
             import_run(args.prefix, args.run_dir, args.hps, [*args.overrides, *rest])
         else:
-            if rest:
-                parser.error(f"unrecognized arguments: {' '.join(rest)}")
             found = export_run(args.run, args.prefix, training_images)
-            print(f"{found.path}: step {found.step:,}")
-            print("\n".join(map(str, ReleasedSet.at(args.prefix))))
+            print(f"{found.path}: step {found.step:,}", *ReleasedSet.at(args.prefix), sep="\n")
 
 
 def import_run(prefix: str, run_dir: Path, hps: str | None, overrides: list[str]) -> None:

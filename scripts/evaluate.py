@@ -8,13 +8,12 @@ python scripts/evaluate.py runs/fashion --importance_samples 100 --prior_layers 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from vdvae import fast
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
-from vdvae.evaluation.nll import NLL, evaluate, evaluate_importance_weighted
-from vdvae.released.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae.evaluation.nll import NLL, ImportanceWeighted, evaluate, evaluate_importance_weighted
+from vdvae.released.command_line import SPLITS, ModelCommandLine, add_json, check_at_least_one, find_model
 from vdvae.released.releases import release_of
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
@@ -24,23 +23,20 @@ from vdvae.runtime.results import prepare_result, write_result
 
 def main() -> None:
     """Prints a table, and writes it as JSON where asked to."""
-    parser = ModelCommandLine(description="Exact NLL, in fp32: every image of a split once.")
-    parser.add_argument("--split", choices=("test", "valid", "train"), default="test")
-    parser.add_argument("--batch_size", type=int, help="images at once; default: train.eval_batch")
+    parser = ModelCommandLine(description="Measures the exact NLL, in fp32: every image of a split once.")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split to measure")
+    parser.add_argument("--batch_size", type=int, help="images that are measured at once; default: train.eval_batch")
     parser.add_argument(
-        "--importance_samples", type=int, metavar="K", help="also the tighter bound from K samples per image"
+        "--importance_samples", type=int, metavar="K", help="add the tighter bound from K samples per image"
     )
+    prior = "add the bound with the lowest K layers, nearest to the image, from the prior (out-of-distribution)"
+    parser.add_argument("--prior_layers", type=int, metavar="K", help=prior)
+    binning = "arithmetic of the likelihood; default: the model's own"
+    parser.add_argument("--binning", choices=("exact", "released"), help=binning)
+    add_json(parser)
     parser.add_argument(
-        "--prior_layers",
-        type=int,
-        metavar="K",
-        help="also the bound with the lowest K layers, nearest to the image, from the prior (out-of-distribution)",
+        "overrides", nargs="*", metavar="data.key=value", help="setting, such as data.root=/scratch/data"
     )
-    parser.add_argument(
-        "--binning", choices=("exact", "released"), help="arithmetic of the likelihood; default: the model's own"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("overrides", nargs="*", metavar="data.key=value", help="e.g. data.root=/scratch/data")
     fast.keep_freed_memory()
     with exit_on_user_error():
         args = parser.parse_intermixed_args()
@@ -52,49 +48,40 @@ def main() -> None:
         num_layers = len(found.model_config.decoder_specs)
         if args.prior_layers and args.prior_layers >= num_layers:
             raise UserError(f"--prior_layers must be below the model's {num_layers} layers, not {args.prior_layers}")
-        config = found.config()
+        batch_size = args.batch_size or found.config().train.eval_batch
         splits = found.splits(args.overrides)
         device = pick_device(args.device)
     world = processes.start(device)
     set_matmul_precision("fp32")
     model = fast.prepare(found.model(world.device))
-    batch_size = args.batch_size or config.train.eval_batch
-    split = getattr(splits, args.split)
-    weighted = partial = None
+    what = (model, getattr(splits, args.split), batch_size, world)
+    bounds: dict[str, NLL | ImportanceWeighted] = {}
+    figures: dict[str, Any] = {}
     with exit_on_bad_image():
-        nll = evaluate(model, split, batch_size, world, args.seed, show_progress=True)
-        if args.importance_samples:
-            weighted = evaluate_importance_weighted(
-                model, split, batch_size, world, args.importance_samples, args.seed, show_progress=True
-            )
-        if args.prior_layers:
-            layers = num_layers - args.prior_layers
-            partial = evaluate(model, split, batch_size, world, args.seed, show_progress=True, layers=layers)
+        nll = evaluate(*what, args.seed, show_progress=True)
+        if k := args.importance_samples:
+            weighted = evaluate_importance_weighted(*what, k, args.seed, show_progress=True)
+            bounds[f"importance-weighted, {k} samples per image"] = weighted
+            figures["importance_weighted"] = weighted._asdict()
+        if k := args.prior_layers:
+            partial = evaluate(*what, args.seed, show_progress=True, layers=num_layers - k)
+            bounds[f"the lowest {k} of {num_layers} layers from the prior"] = partial
+            figures["lowest_layers_from_the_prior"] = {"prior_layers": k, **partial._asdict()}
     processes.stop()
     if not world.is_main:
         return
     which = f"{found.weights} weights" if found.weights else f"weights of {found.hps}"
     print(f"{found.path}, {which}, {splits.manifest}, {args.split} images")
     print_summary(nll, model.config.binning)
-    if weighted:
-        print(f"importance-weighted, {weighted.samples} samples per image")
-        print(f"bits/dim        {weighted.bits_per_dim:.4f} +- {weighted.standard_error:.4f}")
-    if partial:
-        print(f"the lowest {args.prior_layers} of {num_layers} layers from the prior")
-        print(f"bits/dim        {partial.bits_per_dim:.4f} +- {partial.standard_error:.4f}")
-    published = release_of(found.path)
-    if published:
+    for name, bound in bounds.items():
+        print(name)
+        print(f"bits/dim        {bound.bits_per_dim:.4f} +- {bound.standard_error:.4f}")
+    if published := release_of(found.path):
         print(f"published       {published[0].published}, test images")
     if args.json:
         about = {"checkpoint": str(found.path), "step": found.step, **splits.manifest.facts()}
         about |= {"split": args.split, "weights": found.weights, "batch_size": batch_size, "seed": args.seed}
-        about["binning"] = model.config.binning
-        figures: dict[str, Any] = nll._asdict()
-        if weighted:
-            figures["importance_weighted"] = weighted._asdict()
-        if partial:
-            figures["lowest_layers_from_the_prior"] = {"prior_layers": args.prior_layers, **partial._asdict()}
-        write_result(args.json, device, about, figures)
+        write_result(args.json, device, {**about, "binning": model.config.binning}, {**nll._asdict(), **figures})
 
 
 def print_summary(nll: NLL, binning: str) -> None:

@@ -21,6 +21,7 @@ from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation import figures
 from vdvae.evaluation.images import reconstruction_grid, save_png
 from vdvae.evaluation.units import latent_variables
+from vdvae.released.command_line import add_device
 from vdvae.released.pretrained import find_pretrained
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import read_log
@@ -30,12 +31,10 @@ from vdvae.runtime.precision import set_matmul_precision
 
 def main() -> None:
     """Writes what there is something to draw for, prints the paths, and on stderr what is left out."""
-    parser = CommandLine(description="Figures of a run, as PNG files and for TensorBoard; needs matplotlib.")
-    parser.add_argument("run", type=Path, help="run directory")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: figures/ in the run directory")
-    parser.add_argument(
-        "--device", default="auto", help="where reconstructions are computed; default: CUDA where there is one"
-    )
+    parser = CommandLine(description="Draws the figures of a run, as PNG files and for TensorBoard; needs matplotlib.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder to write; default: RUN/figures")
+    add_device(parser)
     with exit_on_user_error():
         args = parser.parse_args()
         figures.check_matplotlib()

@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vdvae.data.inputs import open_inputs
 from vdvae.data.loader import first_images
 from vdvae.errors import UserError, exit_on_user_error
 from vdvae.evaluation.images import LOW_TEMPERATURE, grid, interpolation, save_gif, save_png
-from vdvae.released.command_line import ModelCommandLine, add_images, add_layers, check_file, layers_of, open_model
+from vdvae.released.command_line import ModelCommandLine, check_file, layers_of, open_images, open_model
 
 
 def main() -> None:
     """Writes the picture and prints its path."""
-    parser = ModelCommandLine(description="A strip (.png) or an animation (.gif) between two images.")
-    add_images(parser, nargs="+")
-    add_layers(parser)
-    parser.add_argument("--steps", type=int, default=9, help="images, the two ends included")
-    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="the prior's, in the other layers")
-    parser.add_argument("--out", type=Path, default=Path("interpolation.png"), help="a .png or .gif file")
+    parser = ModelCommandLine(description="Draws a strip (.png) or an animation (.gif) between two images.")
+    parser.add_images(nargs="+")
+    parser.add_layers()
+    parser.add_argument("--steps", type=int, default=9, help="number of images, the two ends included")
+    prior = "temperature of the prior, which the other layers come from"
+    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help=prior)
+    parser.add_argument("--out", type=Path, default="interpolation.png", help=".png or .gif file to write")
     with exit_on_user_error():
         args = parser.parse_args()
         if args.steps < 2:
@@ -30,7 +30,7 @@ def main() -> None:
         check_file(args.out, ".png", ".gif")
         model = open_model(args)
         layers = layers_of(args, model)
-        split, names = open_inputs(args.images, model.config, args.crop is not None, args.background)
+        split, names = open_images(args, model.config)
         if len(names) != 2:
             raise UserError(f"an interpolation is between 2 images, and these are {len(names)}")
         images = first_images(split, 2, model.device)

@@ -9,38 +9,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vdvae.data.inputs import open_inputs
 from vdvae.data.loader import first_images
 from vdvae.errors import exit_on_user_error
 from vdvae.evaluation.images import LOW_TEMPERATURE, reconstruction_grid, save_png
-from vdvae.released.command_line import (
-    ModelCommandLine,
-    add_images,
-    check_at_least_one,
-    check_file,
-    find_model,
-    open_model,
-)
+from vdvae.released import command_line
+from vdvae.released.command_line import SPLITS, ModelCommandLine
 
 
 def main() -> None:
     """Writes a PNG and prints its path."""
-    parser = ModelCommandLine(description="Reconstructions from the latents up to each resolution, as a grid.")
-    add_images(parser, nargs="*", instead="the split")
-    parser.add_argument("--split", choices=("test", "valid", "train"), default="valid")
-    parser.add_argument("--columns", type=int, default=8, help="the most images")
-    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="the prior's")
-    parser.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="a .png file")
+    parser = ModelCommandLine(description="Reconstructs images from the latents up to each resolution, as a grid.")
+    parser.add_images(nargs="*", instead="the images of --split")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="valid", help="split to reconstruct where no images are given"
+    )
+    parser.add_argument("--columns", type=int, default=8, help="most images to reconstruct, a column for each")
+    parser.add_argument("--temperature", type=float, default=LOW_TEMPERATURE, help="temperature of the prior")
+    parser.add_argument("--out", type=Path, default="reconstructions.png", help=".png file to write")
     with exit_on_user_error():
         args = parser.parse_args()
-        check_at_least_one(args, "columns")
-        check_file(args.out, ".png")
-        found = find_model(args)
+        command_line.check_at_least_one(args, "columns")
+        command_line.check_file(args.out, ".png")
+        found = command_line.find_model(args)
         if args.images:
-            split, _ = open_inputs(args.images, found.model_config, args.crop is not None, args.background)
+            split, _ = command_line.open_images(args, found.model_config)
         else:
             split = getattr(found.splits(), args.split)
-        model = open_model(args, found)
+        model = command_line.open_model(args, found)
         images = first_images(split, args.columns, model.device)
         save_png(reconstruction_grid(model, images, args.seed, args.temperature), args.out)
     print(args.out)

@@ -41,8 +41,21 @@ def exit_on_bad_image() -> Iterator[None]:
         sys.exit(2)
 
 
+class WithDefaults(argparse.HelpFormatter):
+    """Help that names the default of every option that has one, where its text does not."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.help or ""
+        if not action.option_strings or action.nargs == 0 or action.default in (None, argparse.SUPPRESS, []):
+            return told
+        return told if "default" in told.lower() else f"{told}; default: %(default)s"
+
+
 class CommandLine(argparse.ArgumentParser):
     """An argument parser whose errors are one line too."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": WithDefaults, **settings})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, which in Python 3.10 and 3.11 takes `--option=--` for an option with an empty list."""

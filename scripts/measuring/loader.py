@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,18 +62,15 @@ def make_up(config: Config, count: int, root: Path) -> DataConfig:
     """A prepared set of random images, of the shape of the preset's own."""
     model = config.model
     shape = (model.image_size, model.image_size, model.image_channels)
-    sources = {name: Source(n, partial(_noise, n, shape)) for name, n in (("train.npy", count), ("test.npy", 4))}
-    splits = DATASETS["cifar10"].rules({name: source.count for name, source in sources.items()})
+    splits = DATASETS["cifar10"].rules({"images.npy": count})
+
+    def noise(start: int) -> Iterator[Images]:
+        generator = np.random.default_rng(start)
+        for _, n in pieces(start, count, math.prod(shape)):
+            yield generator.integers(0, 256, (n, *shape), np.uint8)  # [n, H, W, C]
 
     def manifest(files: dict[str, File]) -> Manifest:
         return Manifest("made_up", shape[0], shape[2], model.bits, config.data.variant, False, "noise", files, splits)
 
-    write_set(root / "made_up", sources, shape, None, manifest)
+    write_set(root / "made_up", {"images.npy": Source(count, noise)}, shape, None, manifest)
     return replace(config.data, dataset="made_up", root=str(root))
-
-
-def _noise(count: int, shape: tuple[int, int, int], start: int) -> Iterator[Images]:
-    """Chunks of random images, [n, H, W, C]."""
-    generator = np.random.default_rng(start)
-    for _, n in pieces(start, count, math.prod(shape)):
-        yield generator.integers(0, 256, (n, *shape), np.uint8)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from measuring.work import Setting, Training
+from measuring.work import new_model, training
+from vdvae.config import Config
 from vdvae.errors import UserError
 from vdvae.runtime.device import now
 
@@ -30,7 +31,7 @@ class StepMemory:
     """Above what there was when model, EMA, gradient and optimiser were built: Adam's moments, activations."""
 
 
-def memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
+def memory_of_step(setting: Config, device: torch.device) -> StepMemory:
     """Memory of the first two updates, in a fresh process: the first may be recorded and the second repeated.
 
     Raises:
@@ -45,17 +46,17 @@ def memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
             raise UserError("the system ended the process of the step, most likely for lack of memory") from error
 
 
-def _memory_of_step(setting: Setting, device: torch.device) -> StepMemory:
+def _memory_of_step(setting: Config, device: torch.device) -> StepMemory:
     torch.optim.AdamW([torch.zeros(1)])  # the first one imports much
     before = held_mb(device)
-    training = Training(setting, setting.model(device))
+    update = training(setting, new_model(setting, device))
     built = held_mb(device)
     reset_peak(device)
-    training(0)
-    training(1)
+    update(0)
+    update(1)
     now(device)
     peak = peak_mb(device)
-    return StepMemory(setting.config.train.batch_size, peak - before, peak - built)
+    return StepMemory(setting.train.batch_size, peak - before, peak - built)
 
 
 def memory_mb(which: str) -> float | None:

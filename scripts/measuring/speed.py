@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from measuring.flops import flops_per_image, matmul_rate
 from measuring.memory import peak_mb, reset_peak
-from measuring.work import Phases, Prepare, Setting, Training
+from measuring.work import Prepare, Work, new_model
 from vdvae import fast
+from vdvae.config import Config
 from vdvae.runtime.device import now
 
 STEPS_AHEAD = 5
 """On CUDA the device is waited for after so many steps, so that the host can run ahead as it does in a run."""
-PHASE_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -47,110 +47,90 @@ class Speed:
     first_step_seconds: float
     """From a model on its device to the end of the first step, with all that is loaded and compiled on the way."""
     peak_memory_mb: float | None
-    """Peak of a step, with the model; None on a CPU, where `memory` tells."""
-    flops: Flops | None = None
+    """Peak of a step after the first, with the model; None on a CPU, where `memory` tells."""
+    flops: Flops | None
     """Arithmetic of a training step; None of other work."""
-    phases: Phases | None = None
-    """Where the time of a training step goes; None of other work."""
 
 
 class Measured:
-    """A setting that is being measured. The first step is taken here.
+    """A setting that is measured in a process of its own, so that neither the memory nor the settings of one reach the
+    other. Where it is fast, the C library keeps freed memory, as in train.py. The first step is taken here.
 
     Args:
         setting: what is measured.
-        prepare: makes its work, given the model.
-        device: where.
-        rows: batches of images that a step makes.
+        prepare: makes its work, given the model; to be pickled.
+        device: device to compute on.
     """
 
-    def __init__(self, setting: Setting, prepare: Prepare, device: torch.device, rows: int = 1) -> None:
+    def __init__(self, setting: Config, prepare: Prepare, device: torch.device) -> None:
         self.setting = setting
         self.device = device
-        self.images_per_step = rows * setting.config.train.batch_size
-        self.peak = 0.0
-        model = setting.model(device)
-        start = now(device)
-        self.work = prepare(setting, model)
-        self.work(0)
-        self.first_step_seconds = now(device) - start
+        self.process = ProcessPoolExecutor(1, get_context("forkserver"))
+        self.first_step_seconds = self.process.submit(begin, setting, prepare, device).result()
         self.steps = 1
 
     def run(self, repeats: int) -> list[float]:
         """Seconds per step of the next steps; on CUDA the mean of every few."""
-        reset_peak(self.device)
-        seconds = []
-        size = STEPS_AHEAD if self.device.type == "cuda" else 1
-        end = self.steps + repeats
-        for first in tqdm(range(self.steps, end, size), "steps", leave=False, disable=None):
-            steps = range(first, min(first + size, end))
-            start = now(self.device)
-            for step in steps:
-                self.work(step)
-            seconds.append((now(self.device) - start) / len(steps))
-        self.steps = end
-        self.peak = max(self.peak, peak_mb(self.device))
-        return seconds
+        steps = range(self.steps, self.steps + repeats)
+        self.steps = steps.stop
+        return self.process.submit(timed, steps, self.device).result()
 
-    def speed(self, seconds: list[float]) -> Speed:
-        """All figures, from the seconds of steps; those of training take some more steps."""
+    def speed(self, seconds: list[float], rows: int = 1, trains: bool = True) -> Speed:
+        """All figures, from the seconds of steps; the process ends then.
+
+        Args:
+            seconds: of each step, from `run`.
+            rows: batches of images that a step makes.
+            trains: whether a step is one of training, whose arithmetic is counted.
+        """
         lower, median, upper = np.percentile(seconds, [25, 50, 75]).tolist()
-        flops = phases = None
-        train = self.setting.config.train
-        if isinstance(self.work, Training):
-            work = flops_per_image(self.setting.config.model) * train.batch_size
-            rate = matmul_rate(self.device, train.precision)
-            flops = Flops(work / 1e9, rate / 1e12, work / median / rate)
-            phases = self.work.phases(range(self.steps, self.steps + min(len(seconds), PHASE_REPEATS)))
+        train, flops = self.setting.train, None
+        with self.process:
+            peak = self.process.submit(peak_mb, self.device).result()
+            if trains:
+                rate = self.process.submit(matmul_rate, self.device, train.precision).result()
+                work = flops_per_image(self.setting.model) * train.batch_size
+                flops = Flops(work / 1e9, rate / 1e12, work / median / rate)
         return Speed(
             batch=train.batch_size,
-            images_per_second=self.images_per_step / median,
+            images_per_second=rows * train.batch_size / median,
             milliseconds_per_step=1000 * median,
             milliseconds_quartiles=(1000 * lower, 1000 * upper),
             first_step_seconds=self.first_step_seconds,
-            peak_memory_mb=self.peak if self.device.type == "cuda" else None,
+            peak_memory_mb=peak if self.device.type == "cuda" else None,
             flops=flops,
-            phases=phases,
         )
 
 
-class Apart:
-    """A `Measured` in a process of its own, so that neither the memory nor the settings of one reach the other.
-
-    Where the setting is fast, the C library keeps freed memory, as in train.py. Arguments as for `Measured`, and to be
-    pickled.
-    """
-
-    def __init__(self, setting: Setting, prepare: Prepare, device: torch.device, rows: int = 1) -> None:
-        self.process = ProcessPoolExecutor(1, get_context("forkserver"))
-        self.process.submit(_begin, setting, prepare, device, rows).result()
-
-    def run(self, repeats: int) -> list[float]:
-        """As `Measured.run`."""
-        return self.process.submit(_run, repeats).result()
-
-    def speed(self, seconds: list[float]) -> Speed:
-        """As `Measured.speed`; the process ends then."""
-        with self.process:
-            return self.process.submit(_speed, seconds).result()
+_works: list[Work] = []
+"""In the process of a setting: its work, last."""
 
 
-_measured: list[Measured] = []
-"""In such a process: the one that it measures."""
-
-
-def _begin(setting: Setting, prepare: Prepare, device: torch.device, rows: int) -> None:
-    if setting.config.train.fast:
+def begin(setting: Config, prepare: Prepare, device: torch.device) -> float:
+    """Prepares the work of this process, takes the first step, and returns its seconds."""
+    if setting.train.fast:
         fast.keep_freed_memory()
-    _measured.append(Measured(setting, prepare, device, rows))
+    model = new_model(setting, device)
+    start = now(device)
+    work = prepare(setting, model)
+    work(0)
+    seconds = now(device) - start
+    _works.append(work)
+    reset_peak(device)
+    return seconds
 
 
-def _run(repeats: int) -> list[float]:
-    return _measured[0].run(repeats)
-
-
-def _speed(seconds: list[float]) -> Speed:
-    return _measured[0].speed(seconds)
+def timed(steps: range, device: torch.device) -> list[float]:
+    """Seconds per step of the steps with these numbers; on CUDA the mean of every few."""
+    seconds = []
+    size = STEPS_AHEAD if device.type == "cuda" else 1
+    for first in tqdm(range(0, len(steps), size), "steps", leave=False, disable=None):
+        few = steps[first : first + size]
+        start = now(device)
+        for step in few:
+            _works[-1](step)
+        seconds.append((now(device) - start) / len(few))
+    return seconds
 
 
 def take_turns(

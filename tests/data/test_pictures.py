@@ -127,7 +127,7 @@ def test_fit_takes_the_middle_and_keeps_the_mean() -> None:
     ("crop", "size", "said"),
     [
         (False, 16, "x is 100 x 64 and not square; --crop center takes its middle"),
-        (True, 65, "x is 100 x 64, smaller than 65; use a smaller --size"),
+        (True, 65, "x is 100 x 64, smaller than 65; give a larger image"),
     ],
 )
 def test_what_does_not_fit(crop: bool, size: int, said: str) -> None:

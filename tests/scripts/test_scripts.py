@@ -15,6 +15,7 @@ from vdvae import load_pretrained
 from vdvae.config import load_model_config
 from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
+from vdvae.errors import CommandLine
 from vdvae.released.matching import expected_tensors
 from vdvae.runtime.noise import Purpose, generator
 
@@ -185,6 +186,7 @@ def test_interpolate(run: Path, photos: Path, command: Command) -> None:
         (["scripts/sample.py", "run", "--out", "a.gif"], "--out must end in .png"),
         (["scripts/sample.py", "run", "--out", "run"], "--out run is there and not empty"),
         (["scripts/sample.py", "run", "--out", "a.npz", "--temperatures", 1, 0.5], "takes one temperature"),
+        (["scripts/sample.py", "run", "--num_images", 5], "--num_images is for an .npz or a folder"),
         (["scripts/sample.py", "run", "--seed", -1], "--seed must not be negative"),
         (["scripts/reconstruct.py", "run", "none.png"], "there is no image or folder none.png"),
         (["scripts/reconstruct.py", "run", "--temperature", -1], "temperatures must be finite and not negative"),
@@ -193,6 +195,7 @@ def test_interpolate(run: Path, photos: Path, command: Command) -> None:
         (["scripts/encode.py", "run", "photos", "--resolution", 14], "no layer has resolution 14; there are 1, 7, 28"),
         (["scripts/encode.py", "run", "photos", "--out", "a.npy"], "--out must be a file that ends in .npz"),
         (["scripts/encode.py", "run", "photos/wide.png"], "not square; --crop center takes its middle"),
+        (["scripts/encode.py", "run", "small.png"], "is 20 x 20, smaller than 28; give a larger image"),
         (["scripts/decode.py", "run", "nan.npz"], "latents must be finite, and there is NaN or infinity among them"),
         (["scripts/decode.py", "run", "nan.npz", "--out", "a.npz"], "latents must be finite"),
         (["scripts/decode.py", "run", "odd.npz"], "no number of layers has 99 latent variables; the first 2 have 100"),
@@ -205,6 +208,7 @@ def test_interpolate(run: Path, photos: Path, command: Command) -> None:
 def test_bad_input(arguments: list[object], said: str, run: Path, command: Command) -> None:
     (run.parent / "photos").mkdir()
     iio.imwrite(run.parent / "photos/wide.png", np.zeros((28, 40), np.uint8))
+    iio.imwrite(run.parent / "small.png", np.zeros((20, 20), np.uint8))
     np.savez(run.parent / "nan.npz", latents=np.full((2, 100), np.nan))
     np.savez(run.parent / "odd.npz", latents=np.zeros((2, 99)))
     np.savez(run.parent / "whole.npz", latents=np.zeros((2, 100), np.int64))
@@ -215,6 +219,19 @@ def test_bad_input(arguments: list[object], said: str, run: Path, command: Comma
     assert said in result.stderr
     assert result.stderr.count("\n") == 1
     assert sorted(run.parent.rglob("*")) == before
+
+
+def test_help_names_each_default_once() -> None:
+    parser = CommandLine()
+    parser.add_argument("--columns", default=8, help="columns of a grid")
+    parser.add_argument("--layers", default=3, help="layers; default: all")
+    parser.add_argument("--images", help="images to draw")
+    parser.add_argument("--quiet", action="store_true", help="say nothing")
+    told = [" ".join(line.split()) for line in parser.format_help().splitlines()]
+    assert "--columns COLUMNS columns of a grid; default: 8" in told
+    assert "--layers LAYERS layers; default: all" in told
+    assert "--images IMAGES images to draw" in told
+    assert "--quiet say nothing" in told
 
 
 @pytest.mark.parametrize("script", ["evaluate", "sample", "reconstruct", "encode", "decode", "interpolate"])

@@ -122,12 +122,12 @@ def read_fitted(
     return np.repeat(pixels, channels, -1) if pixels.shape[-1] < channels else pixels
 
 
-def check_fits(header: Header, size: int, crop: bool, name: str) -> None:
-    """Refuses, before anything is decoded, what `fit` would refuse."""
+def check_fits(header: Header, size: int, crop: bool, name: str, remedy: str = "give a larger image") -> None:
+    """Refuses, before anything is decoded, what `fit` would refuse; `remedy` is what to do where it is too small."""
     if header.height != header.width and not crop:
         raise UserError(f"{name} is {header.width} x {header.height} and not square; --crop center takes its middle")
     if min(header.height, header.width) < size:
-        raise UserError(f"{name} is {header.width} x {header.height}, smaller than {size}; use a smaller --size")
+        raise UserError(f"{name} is {header.width} x {header.height}, smaller than {size}; {remedy}")
 
 
 def _opened(source: Path | bytes, name: str) -> PillowPlugin:

@@ -1,17 +1,30 @@
-"""The arguments that the scripts around a trained model share."""
+"""What the scripts around a trained model share: their arguments, and how they go through batches."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
+import torch
+from tqdm import tqdm
+
+from vdvae.data.inputs import open_inputs
 from vdvae.data.pictures import BACKGROUNDS
+from vdvae.data.splits import Split
 from vdvae.errors import CommandLine, UserError
 from vdvae.model.arguments import Temperature, check_layers
+from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
 from vdvae.released.pretrained import Pretrained, find_pretrained
 from vdvae.runtime.device import pick_device
+from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.precision import set_matmul_precision
+
+SPLITS = ("test", "valid", "train")
+
+Batch = TypeVar("Batch")
 
 
 class ModelCommandLine(CommandLine):
@@ -20,12 +33,44 @@ class ModelCommandLine(CommandLine):
     def __init__(self, description: str) -> None:
         super().__init__(description=description)
         self.add_argument("model", help="run directory, checkpoint, or released .th file")
-        self.add_argument("--hps", help="preset of a released file, where it is not recognised: as for train.py")
+        self.add_argument("--hps", help="preset, as for train.py, of a released file that is not recognised by itself")
+        self.add_argument("--weights", choices=("ema", "model"), help="weights of a run or checkpoint; default: ema")
+        add_device(self)
+        self.add_argument("--seed", type=int, default=0, help="seed of all noise")
+
+    def add_images(self, nargs: str, instead: str = "") -> None:
+        """The images that a script works on, for `open_images`; `instead` is what it takes without any."""
+        default = f"; default: {instead}" if instead else ""
         self.add_argument(
-            "--weights", choices=("ema", "model"), help="which weights of a run or checkpoint; default: ema"
+            "images",
+            type=Path,
+            nargs=nargs,
+            metavar="IMAGES",
+            help=f"image files and folders, or one .npy or .npz (arr_0) of uint8 [N, H, W, C]{default}",
         )
-        self.add_argument("--device", default="auto", help="default: CUDA where there is one")
-        self.add_argument("--seed", type=int, default=0, help="what all noise is drawn with")
+        add_fitting(self)
+
+    def add_layers(self) -> None:
+        """How many layers, for `layers_of`: said in one of two ways."""
+        choice = self.add_mutually_exclusive_group()
+        choice.add_argument("--layers", type=int, metavar="N", help="use the first N layers from the top; default: all")
+        choice.add_argument("--resolution", type=int, metavar="R", help="use the layers up to R x R")
+
+
+def add_device(parser: CommandLine) -> None:
+    """Where a script computes, for `pick_device`."""
+    parser.add_argument("--device", default="auto", help="device to compute on; default: CUDA where there is one")
+
+
+def add_fitting(parser: CommandLine) -> None:
+    """What is done to image files that are not square, or transparent."""
+    parser.add_argument("--crop", choices=("center",), help="take the middle square of images that are not square")
+    parser.add_argument("--background", choices=tuple(BACKGROUNDS), help="colour to put behind transparent images")
+
+
+def add_json(parser: CommandLine) -> None:
+    """The file that a script writes its figures to, for `prepare_result` and `write_result`."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file, as JSON")
 
 
 def find_model(args: argparse.Namespace) -> Pretrained:
@@ -48,25 +93,9 @@ def open_model(args: argparse.Namespace, found: Pretrained | None = None) -> VDV
     return (found or find_model(args)).model(device)
 
 
-def add_images(parser: CommandLine, nargs: str, instead: str = "") -> None:
-    """The images that a script works on, for `data.inputs.open_inputs`; `instead` is what it takes without any."""
-    default = f"; default: {instead}" if instead else ""
-    parser.add_argument(
-        "images",
-        type=Path,
-        nargs=nargs,
-        metavar="IMAGES",
-        help=f"image files and folders, or one .npy or .npz (arr_0) of uint8 [N, H, W, C]{default}",
-    )
-    parser.add_argument("--crop", choices=("center",), help="take the middle square of images that are not square")
-    parser.add_argument("--background", choices=tuple(BACKGROUNDS), help="behind transparent images")
-
-
-def add_layers(parser: CommandLine) -> None:
-    """How many layers, said in one of two ways."""
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--layers", type=int, metavar="N", help="the first N layers from the top; default: all")
-    choice.add_argument("--resolution", type=int, metavar="R", help="the layers up to R x R")
+def open_images(args: argparse.Namespace, config: ModelConfig) -> tuple[Split, list[str]]:
+    """The images that `add_images` was told, and a name for each; errors as for `open_inputs`."""
+    return open_inputs(args.images, config, args.crop is not None, args.background)
 
 
 def layers_of(args: argparse.Namespace, model: VDVAE) -> int:
@@ -78,6 +107,16 @@ def layers_of(args: argparse.Namespace, model: VDVAE) -> int:
     if args.resolution is not None:
         return model.layers_up_to(args.resolution)
     return check_layers(args.layers, model.num_layers)
+
+
+def with_noise(
+    batches: Iterable[Batch], total: int, seed: int, device: torch.device, doing: str
+) -> Iterator[tuple[Batch, torch.Generator]]:
+    """Each of `total` batches with a source of noise, which depends on (seed, the batch's index); on a terminal, a bar
+    says what is being done.
+    """
+    for index, batch in enumerate(tqdm(batches, doing, total, unit="batch", leave=False, disable=None)):
+        yield batch, generator(device, seed, Purpose.PICTURES, index)
 
 
 def parse_temperature(text: str) -> Temperature:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from measuring.flops import flops_per_image, matmul_rate
 from measuring.memory import memory_of_step
-from measuring.speed import Measured, take_turns
-from measuring.work import Setting, Training, evaluation, sampling
+from measuring.speed import Measured, begin, take_turns, timed
+from measuring.work import evaluation, new_model, random_images, sampling, setting_of, training
 
 from vdvae.config import Config, load_config
 
@@ -54,16 +54,22 @@ def test_settings_take_turns() -> None:
     assert calls == [("A", 1), ("B", 1), *[("A", 2), ("B", 2)] * 3]
 
 
-def test_figures_follow_from_the_seconds(tiny: Config) -> None:
-    """By the median, of whole grids too; no step has its number twice."""
+def test_no_step_has_its_number_twice(tiny: Config) -> None:
     numbers: list[int] = []
-    measured = Measured(Setting.of(tiny), lambda setting, model: numbers.append, CPU, rows=4)
-    assert len(measured.run(3)) == 3
+    assert begin(setting_of(with_train(tiny, fast=False)), lambda setting, model: numbers.append, CPU) >= 0
+    assert len(timed(range(1, 4), CPU)) == 3
     assert numbers == [0, 1, 2, 3]
-    speed = measured.speed([1.0, 3.0, 2.0])
+
+
+def test_figures_follow_from_the_seconds(tiny: Config) -> None:
+    """By the median, of whole grids too."""
+    measured = Measured(setting_of(tiny), evaluation, CPU)
+    assert len(measured.run(2)) == 2
+    assert measured.steps == 3
+    speed = measured.speed([1.0, 3.0, 2.0], rows=4, trains=False)
     assert (speed.images_per_second, speed.milliseconds_per_step) == (4 * 8 / 2, 2000)
     assert speed.milliseconds_quartiles == (1500, 2500)
-    assert (speed.flops, speed.phases, speed.peak_memory_mb) == (None, None, None)
+    assert (speed.flops, speed.peak_memory_mb) == (None, None)
 
 
 def with_train(config: Config, **values: Any) -> Config:
@@ -74,43 +80,31 @@ def with_train(config: Config, **values: Any) -> Config:
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_a_training_step_is_an_update(is_fast: bool, tiny: Config) -> None:
     """None is skipped, or it would have less to do; fast and plain ones begin with the same weights."""
-    setting = Setting.of(with_train(tiny, fast=is_fast, skip_threshold=1e-9))
-    model = setting.model(CPU)
+    setting = setting_of(with_train(tiny, fast=is_fast, skip_threshold=1e-9))
+    model = new_model(setting, CPU)
     start = [parameter.detach().clone() for parameter in model.parameters()]
-    for old, new in zip(start, Setting.of(tiny).model(CPU).parameters(), strict=True):
+    for old, new in zip(start, new_model(setting_of(tiny), CPU).parameters(), strict=True):
         assert torch.equal(old, new)
-    training = Training(setting, model)
-    training(0)
+    training(setting, model)(0)
     assert any(not torch.equal(old, new) for old, new in zip(start, model.parameters(), strict=True))
-
-
-@pytest.mark.parametrize("is_fast", [False, True])
-def test_phases_are_those_of_updates(is_fast: bool, tiny: Config) -> None:
-    """Made in phases, an update leaves the weights that it leaves otherwise."""
-    setting = Setting.of(with_train(tiny, fast=is_fast, warmup_steps=0))
-    whole, parted = (Training(setting, setting.model(CPU)) for _ in range(2))
-    whole(0)
-    assert all(milliseconds > 0 for milliseconds in dataclasses.asdict(parted.phases(range(1))).values())
-    for a, b in zip(whole.update.model.parameters(), parted.update.model.parameters(), strict=True):
-        torch.testing.assert_close(a, b)
 
 
 def test_settings_have_the_images_and_the_precision_in_force(tiny: Config) -> None:
     config = with_train(tiny, micro_batch=4, precision="bf16")
-    assert Setting.of(config).config.train.batch_size == 4
-    assert Setting.of(config).config.train.precision == "bf16"
-    assert Setting.of(config, 5).pixels().shape == (5, 28, 28, 1)
-    still = Setting.of(config, 5, trains=False).config.train
+    assert setting_of(config).train.batch_size == 4
+    assert setting_of(config).train.precision == "bf16"
+    assert random_images(setting_of(config, 5), CPU).shape == (5, 1, 28, 28)
+    still = setting_of(config, 5, trains=False).train
     assert (still.batch_size, still.micro_batch, still.precision) == (5, None, "fp32")
 
 
 def test_fast_and_plain_do_the_same_work(tiny: Config) -> None:
     """The same NLL of the same images; as many samples."""
-    settings = [Setting.of(with_train(tiny, fast=is_fast), trains=False) for is_fast in (True, False)]
-    a, b = (evaluation(setting, setting.model(CPU))(0) for setting in settings)
+    settings = [setting_of(with_train(tiny, fast=is_fast), trains=False) for is_fast in (True, False)]
+    a, b = (evaluation(setting, new_model(setting, CPU))(0) for setting in settings)
     torch.testing.assert_close(a, b)
     for temperatures in (None, [1.0, 0.5]):
-        pictures: list[Any] = [sampling(setting, setting.model(CPU), temperatures)(0) for setting in settings]
+        pictures: list[Any] = [sampling(setting, new_model(setting, CPU), temperatures)(0) for setting in settings]
         shapes = {tuple(picture.shape) for picture in pictures}
         assert shapes == ({(8, 1, 28, 28)} if temperatures is None else {(2 * 58 + 2, 8 * 58 + 2, 1)})
 
@@ -121,6 +115,6 @@ def test_matmul_rate() -> None:
 
 def test_memory_grows_with_the_batch(tiny: Config) -> None:
     """And a step alone takes less than the whole process."""
-    small, large = (memory_of_step(Setting.of(tiny, batch), CPU) for batch in (1, 512))
+    small, large = (memory_of_step(setting_of(tiny, batch), CPU) for batch in (1, 512))
     assert 0 < small.step_mb <= small.peak_mb
     assert large.step_mb > 2 * small.step_mb

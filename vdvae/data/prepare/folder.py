@@ -124,7 +124,7 @@ def _common_shape(parts: dict[str, Pictures], options: FolderOptions) -> tuple[i
             channels = max(channels, header.channels)
             first = first or (name, header)
             if options.size is not None:
-                check_fits(header, options.size, options.crop, name)
+                check_fits(header, options.size, options.crop, name, "use a smaller --size")
             elif header[:2] != first[1][:2]:
                 raise UserError(
                     f"{name} is {header.width} x {header.height}, but {first[0]} is {first[1].width} x "
