@@ -62,7 +62,7 @@ def make_up(config: Config, count: int, root: Path) -> DataConfig:
     """A prepared set of random images, of the shape of the preset's own."""
     model = config.model
     shape = (model.image_size, model.image_size, model.image_channels)
-    splits = DATASETS["cifar10"].rules({"images.npy": count})
+    splits = DATASETS["cifar10"].rules({"train.npy": count})
 
     def noise(start: int) -> Iterator[Images]:
         generator = np.random.default_rng(start)
@@ -72,5 +72,5 @@ def make_up(config: Config, count: int, root: Path) -> DataConfig:
     def manifest(files: dict[str, File]) -> Manifest:
         return Manifest("made_up", shape[0], shape[2], model.bits, config.data.variant, False, "noise", files, splits)
 
-    write_set(root / "made_up", {"images.npy": Source(count, noise)}, shape, None, manifest)
+    write_set(root / "made_up", {"train.npy": Source(count, noise)}, shape, None, manifest)
     return replace(config.data, dataset="made_up", root=str(root))
