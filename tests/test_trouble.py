@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
+from typing import Any
 
 import pytest
 
@@ -186,7 +187,7 @@ def test_a_second_run_in_the_same_directory_is_refused(call: Command, tmp_path: 
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_several_processes_have_the_losses_of_one(processes: int, tmp_path: Path) -> None:
     """Up to the order of summation: the noise of a micro-batch is a function of its place in the global batch."""
-    logs = []
+    logs: list[list[dict[str, Any]]] = []
     for start_training in (call_script, partial(run_command, processes=processes)):
         folder = tmp_path / str(len(logs))
         folder.mkdir()
