@@ -1,12 +1,15 @@
-"""A model small enough to train inside a test, and the commands people type."""
+"""A model small enough to train inside a test, the commands people type, and what messages must hold."""
 
 from __future__ import annotations
 
+import io
 import os
+import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -59,17 +62,64 @@ def run_command(folder: Path, script: str, *arguments: object, processes: int = 
     )
 
 
+def call_script(folder: Path, script: str, *arguments: object) -> CompletedProcess[str]:
+    """As `run_command`, within this process: without the seconds that Python and PyTorch take to start, and with
+    warnings as errors.
+    """
+    argv = [str(ROOT / script), *map(str, arguments)]
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr("sys.argv", argv)
+        patch.setattr("sys.path", sys.path.copy())
+        patch.setattr("vdvae.fast.keep_freed_memory", lambda: None)  # it would hold for the other tests
+        try:
+            runpy.run_path(argv[0], run_name="__main__")
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else bool(end.code)
+    return CompletedProcess(argv, status, out.getvalue(), err.getvalue())
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
     """`run_command` in the test's own folder."""
     return partial(run_command, tmp_path)
 
 
+@pytest.fixture
+def call(tmp_path: Path) -> Command:
+    """`call_script` in the test's own folder."""
+    return partial(call_script, tmp_path)
+
+
+def says(told: object, words: str) -> None:
+    """A message has each of these words: the key, the file, the number, the remedy; how it puts them is free."""
+    missing = [word for word in words.split() if word not in str(told)]
+    assert not missing, f"{missing} are not in: {told}"
+
+
+@contextmanager
+def refuses(words: str, error: type[Exception] = ValueError) -> Iterator[None]:
+    """What is inside raises this error, and its message has these words; see `says`."""
+    with pytest.raises(error) as caught:
+        yield
+    says(caught.value, words)
+
+
+def assert_refused(result: CompletedProcess[str], words: str) -> None:
+    """A command ended with status 2 and nothing but a line that begins with `error:` and has these words."""
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    says(result.stderr, words)
+
+
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `tiny.yaml`, for tests that only read it; see `run`."""
+    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("finished")
-    result = run_command(folder, "train.py", "--hps", TINY, "--run_dir", "run")
+    result = call_script(folder, "train.py", "--hps", TINY, "--run_dir", "run")
     assert result.returncode == 0, result.stderr
     return folder / "run"
 

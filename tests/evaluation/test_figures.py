@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import runpy
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import pytest
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from tests.conftest import ROOT, TINY, Command
+from tests.conftest import TINY, Command, assert_refused, refuses, says
 from vdvae.config import load_config
 from vdvae.errors import UserError
 from vdvae.evaluation import figures
@@ -174,17 +173,17 @@ def test_whatever_is_logged() -> None:
 
 def test_nothing_to_draw() -> None:
     for lines in ([], [{"kind": "train", "step": 1}], [train(1, None, bits_per_dim=None, rate_per_resolution=None)]):
-        with pytest.raises(UserError, match="no bits/dim are logged yet"):
+        with refuses("no bits/dim", UserError):
             figures.learning_curves(lines)
-        with pytest.raises(UserError, match="no gradient norms are logged yet"):
+        with refuses("no gradient norms", UserError):
             figures.gradient_norms({"run": lines})
-        with pytest.raises(UserError, match="no rates per resolution are logged yet"):
+        with refuses("no rates", UserError):
             figures.rate_and_active_units(lines, {1: 2})
 
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match="figures need matplotlib: pip install"):
+    with refuses("matplotlib: pip install", UserError):
         figures.check_matplotlib()
 
 
@@ -194,26 +193,18 @@ def events(folder: Path) -> dict[str, list[int]]:
     return {tag: [event.step for event in board.Images(tag)] for tag in board.Tags()["images"]}
 
 
-def draw(*arguments: object) -> None:
-    """scripts/figures.py, in this process, where warnings are errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["figures.py", *map(str, arguments)])
-        runpy.run_path(str(ROOT / "scripts/figures.py"), run_name="__main__")
-
-
-def test_figures_of_a_run(run: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_a_run(run: Path, call: Command) -> None:
     """After a validation, which counts active units; then again, over what is there."""
     longer = ("train.py", "--hps", TINY, "--run_dir", "run", "train.max_steps=8", "train.valid_every=8")
-    assert command(*longer).returncode == 0
+    assert call(*longer).returncode == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (validation,) = [line for line in lines if line["kind"] == "valid"]
     assert list(validation["active_units_per_resolution"]) == ["1", "7", "28"]
     before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
     for _ in range(2):
-        draw(run)
-        said = capsys.readouterr()
-        assert said.err == ""
-        assert said.out.splitlines() == [f"{run}/figures/{name}.png" for name in ALL]
+        drawn = call("scripts/figures.py", run)
+        assert drawn.stderr == ""
+        assert drawn.stdout.splitlines() == [f"{run}/figures/{name}.png" for name in ALL]
         pictures = {name: iio.imread(run / f"figures/{name}.png") for name in ALL}
         assert {picture.shape[2] for picture in pictures.values()} == {3}
         assert min(picture.shape[1] for picture in pictures.values()) > 1000
@@ -222,35 +213,28 @@ def test_figures_of_a_run(run: Path, command: Command, capsys: pytest.CaptureFix
     assert {path: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
 
 
-def test_a_run_that_is_training(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_training(run: Path, tmp_path: Path, call: Command) -> None:
     """Without checkpoint yet, with the newest line half-written: drawn as far as it goes, where it was asked for."""
     shutil.rmtree(run / "checkpoints")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"kind": "tr')
-    draw(run, "--out", tmp_path / "new/folder")
-    said = capsys.readouterr()
-    assert said.out.splitlines() == [f"{tmp_path}/new/folder/{name}.png" for name in ALL[:-1]]
-    damaged, left_out = said.err.splitlines()
-    assert damaged == f"warning: {run}/metrics.jsonl: 1 damaged line is dropped"
-    assert left_out.startswith(f"no reconstructions: {run} has no checkpoints/step-*.pt; ")
+    drawn = call("scripts/figures.py", run, "--out", tmp_path / "new/folder")
+    assert drawn.stdout.splitlines() == [f"{tmp_path}/new/folder/{name}.png" for name in ALL[:-1]]
+    damaged, left_out = drawn.stderr.splitlines()
+    says(damaged, f"warning: {run}/metrics.jsonl 1 damaged")
+    says(left_out, f"reconstructions {run} checkpoints/step-*.pt")
     assert not (run / "figures").exists()
 
 
-def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_bad_input(tmp_path: Path, call: Command) -> None:
     (tmp_path / "imagenet64-model-ema.th").write_bytes(b"")
     (tmp_path / "new").mkdir()
     (tmp_path / "new/metrics.jsonl").touch()
     before = sorted(tmp_path.rglob("*"))
-    for name, said in (
-        ("nowhere", "nowhere is no run: there is no nowhere/metrics.jsonl; give the --run_dir of train.py"),
-        ("imagenet64-model-ema.th", "imagenet64-model-ema.th is no run: there is no "),
-        ("new", "new/metrics.jsonl has no lines yet; the first comes after train.print_every updates"),
+    for name, words in (
+        ("nowhere", "nowhere/metrics.jsonl --run_dir"),
+        ("imagenet64-model-ema.th", "imagenet64-model-ema.th no run"),
+        ("new", "new/metrics.jsonl train.print_every"),
     ):
-        with pytest.raises(SystemExit) as exit_info:
-            draw(name)
-        assert exit_info.value.code == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"error: {said}")
-        assert error.count("\n") == 1
+        assert_refused(call("scripts/figures.py", name), words)
     assert sorted(tmp_path.rglob("*")) == before

@@ -14,7 +14,7 @@ from paper.report import gather, judge, table
 from paper.runner import train_all
 from paper.spec import Experiment, load_experiment
 
-from tests.conftest import ROOT, TINY, Command
+from tests.conftest import ROOT, TINY, Command, assert_refused, refuses
 from vdvae.errors import UserError
 
 TINY_EXPERIMENT = f"""
@@ -45,6 +45,7 @@ def tiny_experiment(folder: Path) -> Experiment:
     return load_experiment(folder, "tiny", "small", None, folder / "runs")
 
 
+@pytest.mark.long
 def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     experiment = tiny_experiment(tmp_path)
@@ -76,7 +77,7 @@ def test_what_has_ended_is_not_run_again_and_what_failed_is_told(
     Path("train.py").write_text(FAKE_TRAIN)
     experiment = tiny_experiment(tmp_path)
     Path("breaks").touch()
-    with pytest.raises(UserError, match=r"seed1 ended with status 1: error: the disk is on fire \(all .*log\)"):
+    with refuses("seed1 status 1 fire .log", UserError):
         train_all(Path("train.py"), experiment.runs, jobs=1)
     Path("breaks").unlink()
     train_all(Path("train.py"), experiment.runs, jobs=1)
@@ -99,26 +100,23 @@ def test_each_gpu_has_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
-        (["table1-dept"], "no experiment 'table1-dept' (did you mean 'table1-depth'?)"),
-        (["table1-depth", "--gather"], "20 runs have not ended; without --gather they are made"),
-        (["table1-depth", "--seeds", "0"], "--seeds must be at least 1, not 0"),
-        (["table1-depth", "--jobs", "-1"], "--jobs must be at least 1, not -1"),
-        (["table1-depth", "--scale", "medium"], "invalid choice: 'medium'"),
-        (["figure4", "--run", "nowhere"], "nowhere is no run directory"),
+        (["table1-dept"], "'table1-dept' 'table1-depth'"),
+        (["table1-depth", "--gather"], "20 --gather"),
+        (["table1-depth", "--seeds", "0"], "--seeds 1 0"),
+        (["table1-depth", "--jobs", "-1"], "--jobs 1 -1"),
+        (["table1-depth", "--scale", "medium"], "--scale 'medium'"),
+        (["figure4", "--run", "nowhere"], "nowhere"),
     ],
 )
-def test_mistakes_on_the_command_line(command: Command, tmp_path: Path, arguments: list[str], said: str) -> None:
-    result = command("scripts/experiment.py", *arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert said in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_mistakes_on_the_command_line(call: Command, tmp_path: Path, arguments: list[str], words: str) -> None:
+    assert_refused(call("scripts/experiment.py", *arguments), words)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_commands_for_a_queue(command: Command) -> None:
-    lines = command("scripts/experiment.py", "table1-depth", "--scale", "full", "--commands").stdout.splitlines()
+def test_commands_for_a_queue(call: Command) -> None:
+    lines = call("scripts/experiment.py", "table1-depth", "--scale", "full", "--commands").stdout.splitlines()
     assert len(lines) == 5
     assert lines[1].startswith("python train.py --hps ")
     assert lines[1].endswith(
@@ -127,8 +125,8 @@ def test_commands_for_a_queue(command: Command) -> None:
     )
 
 
-def test_figure_4_of_any_run(run: Path, command: Command) -> None:
-    result = command("scripts/experiment.py", "figure4", "--run", run)
+def test_figure_4_of_any_run(run: Path, call: Command) -> None:
+    result = call("scripts/experiment.py", "figure4", "--run", run)
     assert result.returncode == 0, result.stderr
     written = {path.name for path in (run / "figures").iterdir()}
     assert written == {"figure4.json", "figure4-small.md", "figure4-small-fashion-mnist-9k-1k.png"}

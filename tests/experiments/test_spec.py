@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from paper.spec import Experiment, Scale, experiments_in, load_experiment
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, refuses
 from vdvae.errors import UserError
 
 FOLDER = ROOT / "experiments"
@@ -110,34 +110,31 @@ def write(folder: Path, **changes: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "words"),
     [
-        ({"title": ""}, "two.yaml is no experiment: KeyError, 'title'"),
-        ({"title": "title: [1"}, "two.yaml: not valid YAML"),
-        ({"scales": "scales: {small: {images: {fashion: {hps: fashion}}}}"}, "KeyError, 'seeds'"),
-        ({"scales": "scales: {small: 3}"}, "two.yaml is no experiment: TypeError"),
-        ({"runs": "runs: {a: {}, b: {model.zdin: 4}}"}, "unknown key model.zdin .did you mean 'zdim'"),
-        (
-            {"runs": "runs: {a: {}, b: {model.stochastic_group: 3}}"},
-            "the 10 layers .* groups of 3; use one of 1, 2, 5",
-        ),
-        ({"runs": "runs: {a: {}, b: three/c}"}, "no experiment 'three'"),
-        ({"runs": "runs: {a: {}, b: two/c}"}, "two.yaml is no experiment: KeyError, 'c'"),
-        ({"columns": "columns: [bits_per_din]"}, "no figure 'bits_per_din' .did you mean 'bits_per_dim'"),
-        ({"claims": "claims: [{text: t, metric: bits_per_dim, order: [a, c]}]"}, "claims: no run 'c'"),
-        ({"claims": "claims: [{text: t, metric: loss, order: [a, b]}]"}, "no figure 'loss'"),
-        ({"claims": "claims: [{text: t}]"}, "two.yaml is no experiment: TypeError"),
-        ({"figure": "figure: pie"}, "figure must be one of by_setting, "),
+        ({"title": ""}, "two.yaml 'title'"),
+        ({"title": "title: [1"}, "two.yaml YAML"),
+        ({"scales": "scales: {small: {images: {fashion: {hps: fashion}}}}"}, "two.yaml 'seeds'"),
+        ({"scales": "scales: {small: 3}"}, "two.yaml TypeError"),
+        ({"runs": "runs: {a: {}, b: {model.zdin: 4}}"}, "model.zdin 'zdim'"),
+        ({"runs": "runs: {a: {}, b: {model.stochastic_group: 3}}"}, "stochastic_group 10 3 1, 2, 5"),
+        ({"runs": "runs: {a: {}, b: three/c}"}, "'three'"),
+        ({"runs": "runs: {a: {}, b: two/c}"}, "two.yaml 'c'"),
+        ({"columns": "columns: [bits_per_din]"}, "'bits_per_din' 'bits_per_dim'"),
+        ({"claims": "claims: [{text: t, metric: bits_per_dim, order: [a, c]}]"}, "claims 'c'"),
+        ({"claims": "claims: [{text: t, metric: loss, order: [a, b]}]"}, "'loss'"),
+        ({"claims": "claims: [{text: t}]"}, "two.yaml TypeError"),
+        ({"figure": "figure: pie"}, "figure by_setting"),
     ],
 )
-def test_files_that_are_no_experiment(tmp_path: Path, changes: dict[str, str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_files_that_are_no_experiment(tmp_path: Path, changes: dict[str, str], words: str) -> None:
+    with refuses(words):
         load("two", "small", write(tmp_path, **changes))
 
 
 def test_names_that_are_no_experiment(tmp_path: Path) -> None:
     assert [run.name for run in load("two", "small", write(tmp_path)).runs] == ["a", "b"]
-    with pytest.raises(UserError, match=r"^no experiment 'table1-dept' \(did you mean 'table1-depth'\?\); there"):
+    with refuses("'table1-dept' 'table1-depth'", UserError):
         load("table1-dept")
-    with pytest.raises(UserError, match=r"two\.yaml is no experiment: KeyError, 'full'"):
+    with refuses("two.yaml 'full'", UserError):
         load("two", "full", tmp_path)

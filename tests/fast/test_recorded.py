@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.conftest import refuses
 from vdvae.fast import Recorded
 from vdvae.fast.operations import _Heap
 
@@ -124,7 +125,7 @@ def test_places_in_a_heap_do_not_overlap() -> None:
 
 def test_a_function_that_works_elsewhere_is_refused() -> None:
     """Here on the device that has no numbers."""
-    with pytest.raises(ValueError, match="works on meta cannot be recorded on a CPU"):
+    with refuses("meta CPU"):
         Recorded(lambda generator: torch.randn(4, generator=generator).to("meta") + 1, list)(noise(0))
 
 
@@ -144,7 +145,7 @@ def test_a_function_that_works_elsewhere_is_refused() -> None:
 def test_a_function_that_looks_at_a_number_is_refused(look: Callable[[Tensor], Tensor]) -> None:
     replay = Recorded(lambda x, generator: look(x), list)
     for _ in range(2):  # nothing is kept of what was refused
-        with pytest.raises(ValueError, match="looks at a number cannot be recorded"):
+        with refuses("looks number recorded"):
             replay(torch.ones(3), noise(0))
 
 
@@ -160,7 +161,7 @@ def test_a_function_that_looks_at_a_number_is_refused(look: Callable[[Tensor], T
     ],
 )
 def test_a_shape_that_depends_on_numbers_is_refused(shape: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(ValueError, match="makes a shape of numbers cannot be recorded"):
+    with refuses("shape recorded"):
         Recorded(lambda x, generator: shape(x), list)(torch.ones(3), noise(0))
 
 
@@ -172,21 +173,21 @@ def test_indices_that_are_numbers_have_a_shape() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
-        ((torch.ones(3, requires_grad=True),), "must not require gradients"),
-        (([object()],), "takes tensors, numbers and a generator, not object"),
+        ((torch.ones(3, requires_grad=True),), "require gradients"),
+        (([object()],), "tensors numbers generator object"),
     ],
 )
-def test_arguments_that_are_refused(arguments: tuple[object, ...], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_arguments_that_are_refused(arguments: tuple[object, ...], words: str) -> None:
+    with refuses(words):
         Recorded(lambda x, generator: torch.ones(3), list)(*arguments, noise(0))
 
 
 def test_a_function_that_changes_its_argument_or_returns_a_number_is_refused() -> None:
-    with pytest.raises(ValueError, match="must not change its arguments"):
+    with refuses("change arguments"):
         Recorded(lambda x, generator: x.add_(1), list)(torch.ones(3), noise(0))
-    with pytest.raises(ValueError, match="returns tensors, and no int among them"):
+    with refuses("tensors int"):
         Recorded(lambda x, generator: (x, 3), list)(torch.ones(3), noise(0))
 
 
@@ -294,9 +295,7 @@ def test_constants_that_the_function_changes_begin_anew() -> None:
 def test_a_tensor_that_is_changed_without_being_told_is_refused() -> None:
     """On a GPU it could not be put back after recording."""
     total = torch.zeros(3)
-    with pytest.raises(
-        ValueError, match=r"changes a tensor from elsewhere that it was not told of: aten::add_\S* on \[3"
-    ):
+    with refuses("changes aten::add_ [3"):
         Recorded(lambda x, generator: total.add_(x), list)(torch.ones(3), noise(0))
     replay = Recorded(lambda x, generator: total.add_(x), list, [total])
     for _ in range(3):
@@ -331,18 +330,18 @@ def test_an_error_of_the_function_is_its_own_and_leaves_no_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "said"),
+    ("function", "words"),
     [
-        (lambda x, generator: x.t_() + 1, "changes the shape of a tensor in place|must not change"),
-        (lambda x, generator: (x + 1).unsqueeze_(0), "changes the shape of a tensor in place"),
-        (lambda x, generator: (x + 1).quantile(torch.tensor([0.2, 0.5])), "changes the shape of a tensor in place"),
-        (lambda x, generator: torch.complex(x, x).conj() * 1j, "conjugates tensors"),
-        (lambda x, generator: copy.deepcopy(x), "looks at a number"),
-        (lambda x, generator: x + torch.rand(3, generator=noise(1)), "from the generator it is given"),
+        (lambda x, generator: x.t_() + 1, "change"),
+        (lambda x, generator: (x + 1).unsqueeze_(0), "shape place"),
+        (lambda x, generator: (x + 1).quantile(torch.tensor([0.2, 0.5])), "shape place"),
+        (lambda x, generator: torch.complex(x, x).conj() * 1j, "conjugates"),
+        (lambda x, generator: copy.deepcopy(x), "looks number"),
+        (lambda x, generator: x + torch.rand(3, generator=noise(1)), "generator given"),
     ],
 )
-def test_other_things_that_no_record_can_repeat(function: Callable[..., Tensor], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_other_things_that_no_record_can_repeat(function: Callable[..., Tensor], words: str) -> None:
+    with refuses(words):
         Recorded(function, list)(torch.ones(2, 3), noise(0))
 
 
@@ -369,7 +368,7 @@ def test_gradients_that_are_not_there_are_refused() -> None:
     def backward(x: Tensor, generator: torch.Generator) -> None:
         layer(x).sum().backward()
 
-    with pytest.raises(ValueError, match=r"give weights a \.grad before"):
+    with refuses(".grad"):
         Recorded(backward, layer.parameters, changed)(torch.ones(1, 3), noise(0))
 
 

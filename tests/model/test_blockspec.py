@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conftest import refuses
 from vdvae.model.blockspec import (
     DecoderSpec,
     EncoderSpec,
@@ -55,56 +56,54 @@ def test_widths() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
-        ("28x1,14x1", "works at resolution 14, but the blocks before it end at 28"),
-        ("32x1", "works at resolution 32, but the image size is 28"),
-        ("28d3", "cannot pool resolution 28 by 3"),
-        ("28d1", "cannot pool resolution 28 by 1"),
-        ("28y1", "cannot read '28y1'; items look like 32x2 or 32d2"),
-        ("28m14", "cannot read '28m14'"),
-        ("28x0", "cannot read '28x0'"),
-        ("", "cannot read ''"),
-        ("28x1,,28d2", "cannot read ''"),
-        ("28x\uff12", "cannot read '28x\uff12'"),
-        ("28x1000000000", "cannot read '28x1000000000'"),
-        ("28x999,28d2,14x1", "'14x1' makes 1,001 blocks; 1,000 are the most"),
-        ("28x900000000", "'28x900000000' makes 900,000,000 blocks"),
+        ("28x1,14x1", "14 28"),
+        ("32x1", "32 28"),
+        ("28d3", "'28d3' pool 28 3"),
+        ("28d1", "'28d1' pool 28 1"),
+        ("28y1", "'28y1' 32x2 32d2"),
+        ("28m14", "'28m14' 32x2 32d2"),
+        ("28x0", "'28x0'"),
+        ("", "''"),
+        ("28x1,,28d2", "''"),
+        ("28x\uff12", "'28x\uff12'"),
+        ("28x1000000000", "'28x1000000000'"),
+        ("28x999,28d2,14x1", "'14x1' 1,001 1,000"),
+        ("28x900000000", "'28x900000000' 900,000,000"),
     ],
 )
-def test_encoder_refuses(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"model\.enc_blocks") as error:
+def test_encoder_refuses(text: str, words: str) -> None:
+    with refuses(f"model.enc_blocks {words}"):
         parse_encoder_blocks(text, 28)
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
-        ("1x1,4m1,28m4", "'4m1' needs the encoder at resolution 4, but model.enc_blocks only reaches 28, 14, 7, 1"),
-        ("1x1,14m7,28m14", "'14m7' mixes in resolution 7, where no earlier block works; so far there is 1"),
-        ("7m1,28m7", "mixes in resolution 1, where no earlier block works; so far there is none"),
-        ("1x1,7m1,1m7", "cannot unpool resolution 7 to 1"),
-        ("1x1,7m7,28m7", "mixes in resolution 7, where no earlier block works"),
-        ("1x1,7m1", "nothing reads the last state at resolution 7"),
-        ("1x1,28x1", "nothing reads the last state at resolution 1"),
-        ("1x1,7m1,28m7,7x1", "nothing reads the last state at resolution 7"),
-        ("7x1,28m7", "goes down to resolution 1, which no decoder block reads; the lowest of model.dec_blocks is 7"),
-        ("1d2", "cannot read '1d2'; items look like 32x2 or 32m2"),
+        ("1x1,4m1,28m4", "'4m1' 4 model.enc_blocks 28, 14, 7, 1"),
+        ("1x1,14m7,28m14", "dec_blocks '14m7' 7 1"),
+        ("7m1,28m7", "dec_blocks '7m1' 1 none"),
+        ("1x1,7m1,1m7", "dec_blocks unpool 7 1"),
+        ("1x1,7m7,28m7", "dec_blocks '7m7' 7"),
+        ("1x1,7m1", "dec_blocks last 7"),
+        ("1x1,28x1", "dec_blocks last 1"),
+        ("1x1,7m1,28m7,7x1", "dec_blocks last 7"),
+        ("7x1,28m7", "model.enc_blocks 1 model.dec_blocks 7"),
+        ("1d2", "dec_blocks '1d2' 32x2 32m2"),
     ],
 )
-def test_decoder_refuses(text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=r"model\.(dec|enc)_blocks") as error:
+def test_decoder_refuses(text: str, words: str) -> None:
+    with refuses(f"model. {words}"):
         parse_decoder_blocks(text, parse_encoder_blocks(ENCODER, 28), 28)
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["512", "512:0", "a:b", "512:32;256:64", "512:3200000000"])
 def test_widths_refuses(text: str) -> None:
-    with pytest.raises(ValueError, match="resolution:channels"):
+    with refuses("resolution:channels"):
         parse_widths(text)
 
 
 def test_a_resolution_has_one_width() -> None:
-    with pytest.raises(ValueError, match="resolution 4 is there twice; remove one entry"):
+    with refuses("4 twice"):
         parse_widths("4:8,2:8,4:16")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import random_model
+from tests.conftest import random_model, refuses
 from vdvae import VDVAE, ModelConfig
 from vdvae.config import Config
 
@@ -149,72 +149,72 @@ def test_widths_by_resolution(tiny: Config, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "said"),
+    ("images", "words"),
     [
-        (torch.zeros(2, 1, 28, 28), r"images must be uint8 \[B, 1, 28, 28\], not float32 \[2, 1, 28, 28\]"),
-        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), r"not uint8 \[2, 3, 28, 28\]"),
-        (torch.zeros(2, 28, 28, 1, dtype=torch.uint8), r"not uint8 \[2, 28, 28, 1\]; images.permute\(0, 3, 1, 2\)"),
-        (torch.zeros(1, 28, 28, dtype=torch.uint8), r"not uint8 \[1, 28, 28\]; images\[None\] makes a batch of one"),
-        (torch.rand(2, 1, 28, 28), r"of images on 0..1 take \(images \* 255\).round\(\)"),
-        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), r"not uint8 \[2, 1, 32, 32\]"),
-        (torch.zeros(2, 1, 28, 28).numpy(), "must be a uint8 tensor, not ndarray"),
+        (torch.zeros(2, 1, 28, 28), "uint8 [B, 1, 28, 28] float32 [2, 1, 28, 28]"),
+        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "[2, 3, 28, 28]"),
+        (torch.zeros(2, 28, 28, 1, dtype=torch.uint8), "[2, 28, 28, 1] images.permute(0, 3, 1, 2)"),
+        (torch.zeros(1, 28, 28, dtype=torch.uint8), "[1, 28, 28] images[None]"),
+        (torch.rand(2, 1, 28, 28), "float32 0..1 (images * 255).round()"),
+        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "[2, 1, 32, 32]"),
+        (torch.zeros(2, 1, 28, 28).numpy(), "uint8 tensor ndarray"),
     ],
 )
-def test_refuses_images(model: VDVAE, images: Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refuses_images(model: VDVAE, images: Tensor, words: str) -> None:
+    with refuses(words):
         model(images)
 
 
 def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
     z = [latent.z for latent in model.encode(images)]
-    with pytest.raises(ValueError, match="latents for 4 layers; the model has 3"):
+    with refuses("4 3"):
         model.decode([*z, z[0]])
-    with pytest.raises(ValueError, match=r"latent 1 must be \[3, 2, 7, 7\], not \[3, 2, 1, 1\]"):
+    with refuses("1 [3, 2, 7, 7] [3, 2, 1, 1]"):
         model.decode([z[0], z[0]])
-    with pytest.raises(ValueError, match="pass num_images"):
+    with refuses("num_images"):
         model.decode()
-    with pytest.raises(ValueError, match="got 2 temperatures for 3 layers"):
+    with refuses("2 temperatures 3"):
         model.sample(1, temperature=[1.0, 1.0])
-    with pytest.raises(ValueError, match="finite and not negative"):
+    with refuses("negative"):
         model.sample(1, temperature=-0.1)
-    with pytest.raises(ValueError, match="'sample' or 'mean', not 'mode'"):
+    with refuses("'sample' 'mean' 'mode'"):
         model.sample(1, output="mode")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="layers must be from 1 to 3, not 4"):
+    with refuses("layers 1 3 4"):
         model.encode(images, layers=4)
-    with pytest.raises(ValueError, match="layers must be from 1 to 3, not 0"):
+    with refuses("layers 1 3 0"):
         model(images, layers=0)
-    with pytest.raises(ValueError, match="latents must be finite"):
+    with refuses("latents finite"):
         model.decode([z[0], z[1] * torch.nan])
-    with pytest.raises(ValueError, match="latents must be finite"):
+    with refuses("latents finite"):
         model.flatten([z[0] / 0])
-    with pytest.raises(ValueError, match="latent 0 must hold floats, not int64"):
+    with refuses("0 floats int64"):
         model.decode([z[0].long()])
-    with pytest.raises(ValueError, match=r"list with a tensor per layer; model\.unflatten"):
+    with refuses("list model.unflatten"):
         model.decode(model.flatten(z))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="num_images must be at least 1, not 0"):
+    with refuses("num_images 1 0"):
         model.sample(0)
-    with pytest.raises(ValueError, match="which needs images"):
+    with refuses("posterior images"):
         model.top_down(None, ["posterior"])
-    with pytest.raises(ValueError, match="source of layer 0 must be 'posterior', 'prior' or a tensor, not 'q'"):
+    with refuses("0 'posterior' 'prior' 'q'"):
         model.top_down(images, ["q"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="num_images is 2, but there are 3 images"):
+    with refuses("num_images 2 3"):
         model.top_down(images, num_images=2)
-    with pytest.raises(ValueError, match="samples must be at least 1, not 0"):
+    with refuses("samples 1 0"):
         model.log_weights(images, 0)
 
 
 @pytest.mark.parametrize(
-    ("temperature", "said"),
+    ("temperature", "words"),
     [
-        ([0.5, math.nan, 0.5], "finite and not negative"),
-        (math.inf, "finite and not negative"),
-        ({1: 1.0, 14: 0.5}, "no layer has resolution 14; there are 1, 7, 28"),
-        ({7: 1.0}, "must begin with that of the lowest one, 1"),
-        (None, "must be a number, one per layer, or by resolution, not NoneType"),
+        ([0.5, math.nan, 0.5], "finite negative"),
+        (math.inf, "finite negative"),
+        ({1: 1.0, 14: 0.5}, "resolution 14 1, 7, 28"),
+        ({7: 1.0}, "lowest 1"),
+        (None, "number layer resolution NoneType"),
     ],
 )
-def test_refuses_temperatures(model: VDVAE, temperature: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refuses_temperatures(model: VDVAE, temperature: Any, words: str) -> None:
+    with refuses(words):
         model.sample(1, temperature)
 
 
@@ -234,7 +234,7 @@ def test_posterior_temperatures_of_the_layers_that_are_encoded(model: VDVAE, ima
     assert z[1].posterior is not None
     assert torch.equal(z[0].z, z[0].posterior.mean)
     assert not torch.equal(z[1].z, z[1].posterior.mean)
-    with pytest.raises(ValueError, match="got 3 temperatures for 2 layers"):
+    with refuses("3 temperatures 2"):
         model.encode(images, layers=2, temperature=[1.0, 1.0, 1.0])
 
 
@@ -250,7 +250,7 @@ def test_each_layer_from_where_one_says(model: VDVAE, images: Tensor) -> None:
     assert third.posterior is not None
     assert torch.equal(third.z, third.posterior.mean)
     torch.testing.assert_close(result.mixture.mean(), model.decode([given, None, third], 0.0, output="mean"))
-    with pytest.raises(ValueError, match="no posterior: no image was given, or z came from the prior"):
+    with refuses("posterior prior"):
         _ = second.kl
 
 
@@ -312,28 +312,28 @@ def test_flat_latents_go_layer_by_layer_then_channels_rows_columns(model: VDVAE)
 
 
 @pytest.mark.parametrize(
-    ("flat", "said"),
+    ("flat", "words"),
     [
-        (torch.zeros(2, 101), "no number of layers has 101 latent variables; the first 2 have 100, all 3 have 1,668"),
-        (torch.zeros(100), r"flat latents must be a tensor \[B, N\], not \[100\]"),
-        ([1.0], r"must be a tensor \[B, N\], not list"),
+        (torch.zeros(2, 101), "101 100 1,668"),
+        (torch.zeros(100), "[B, N] [100]"),
+        ([1.0], "[B, N] list"),
     ],
 )
-def test_refuses_flat_latents(model: VDVAE, flat: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_refuses_flat_latents(model: VDVAE, flat: Any, words: str) -> None:
+    with refuses(words):
         model.unflatten(flat)
 
 
 def test_flatten_wants_the_first_layers_without_gaps(model: VDVAE, images: Tensor) -> None:
     z = [latent.z for latent in model.encode(images)]
     for latents in ([], [z[0], None]):
-        with pytest.raises(ValueError, match="the first layers, from the top, without gaps"):
+        with refuses("first layers"):
             model.flatten(latents)  # type: ignore[arg-type]
 
 
 def test_layers_up_to_a_resolution(model: VDVAE) -> None:
     assert [model.layers_up_to(r) for r in (1, 7, 28)] == [1, 2, 3]
-    with pytest.raises(ValueError, match="no layer has resolution 14; there are 1, 7, 28"):
+    with refuses("14 1, 7, 28"):
         model.layers_up_to(14)
 
 

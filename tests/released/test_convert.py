@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.conftest import TINY, Command
+from tests.conftest import TINY, Command, assert_refused, refuses, says
 from vdvae import load_pretrained
 from vdvae.config import Config, load_config
 from vdvae.errors import UserError
@@ -344,44 +344,44 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "words"),
     [
-        ("no log", "there is no .*-log.jsonl; training goes on from all four files only"),
-        ("ema only", r"only .*-model-ema.th: load_pretrained and the scripts take it alone, but .* without .*-opt.th"),
-        ("truncated opt", r"-opt.th is cut off, damaged, or no file of torch\.save"),
-        ("code in opt", r"would call posix.mkdir.*Nothing of it was executed"),
-        ("not an optimiser", "-opt.th is no optimiser's state"),
-        ("two groups", "must have one group of parameters"),
-        ("a moment less", r"has 118 parameters and the moments of 118, but the model has 119 parameters"),
-        ("an unknown key", "no moments of encoder.enc_blocks.0.c1.weight, whose key in `params` is 7777"),
-        ("a key twice", "no moments of encoder.enc_blocks.0.c2.weight, whose key in `params` is 2"),
-        ("no second moment", "has no exp_avg_sq of encoder.in_conv.bias"),
-        ("a moment's shape", r"exp_avg of encoder.in_conv.bias is \[5\], not \[8\]"),
-        ("no step", "does not say how many updates were made"),
-        ("other ema", r"-model-ema.th does not fit .*decoder.gain should be \[1, 8, 1, 1\], not \[1, 9, 1, 1\]"),
-        ("other model", r"-model.th does not fit .*decoder.gain \[1, 8, 1, 1\] is missing"),
-        ("no train line", "has no line of type train_loss"),
-        ("broken log", "-log.jsonl, line 8, is cut off or no JSON"),
-        ("no epoch", "line 1, has epoch None, not a whole number"),
-        ("words", "line 1, has elbo 'low', not a number"),
-        ("too many updates", "2,001 updates, more than train.max_steps 2,000; add train.max_steps=2001"),
+        ("no log", "-log.jsonl four"),
+        ("ema only", "-model-ema.th load_pretrained -opt.th"),
+        ("truncated opt", "-opt.th damaged torch.save"),
+        ("code in opt", "-opt.th posix.mkdir executed"),
+        ("not an optimiser", "-opt.th optimiser"),
+        ("two groups", "-opt.th one group"),
+        ("a moment less", "-opt.th 118 moments 119"),
+        ("an unknown key", "encoder.enc_blocks.0.c1.weight 7777"),
+        ("a key twice", "encoder.enc_blocks.0.c2.weight `params` 2"),
+        ("no second moment", "exp_avg_sq encoder.in_conv.bias"),
+        ("a moment's shape", "exp_avg encoder.in_conv.bias [5] [8]"),
+        ("no step", "-opt.th updates"),
+        ("other ema", "-model-ema.th decoder.gain [1, 8, 1, 1] [1, 9, 1, 1]"),
+        ("other model", "-model.th decoder.gain [1, 8, 1, 1] missing"),
+        ("no train line", "-log.jsonl train_loss"),
+        ("broken log", "-log.jsonl line 8 JSON"),
+        ("no epoch", "-log.jsonl line 1 epoch None"),
+        ("words", "-log.jsonl line 1 elbo 'low'"),
+        ("too many updates", "2,001 train.max_steps 2,000 train.max_steps=2001"),
     ],
 )
 def test_bad_sets_leave_nothing_behind(
-    how: str, said: str, released: ReleasedSet, colour: Path, tmp_path: Path
+    how: str, words: str, released: ReleasedSet, colour: Path, tmp_path: Path
 ) -> None:
     spoil(released, how)
     before = paths_below(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with refuses(words, UserError):
         taken_over(released, colour)
     assert paths_below(tmp_path) == before
 
 
 def test_a_known_release_says_where_its_files_are(tmp_path: Path) -> None:
     name = Path(RELEASES[0].stem).name
-    with pytest.raises(UserError, match=f"download from https://.*/{name}-model.th, https://.*/{name}-log.jsonl"):
+    with refuses(f"download https:// /{name}-model.th /{name}-log.jsonl", UserError):
         import_released(str(tmp_path / name), tmp_path / "run")
-    with pytest.raises(UserError, match=f"named by what they begin with: .*/{name}$"):
+    with refuses(f"begin /{name}", UserError):
         import_released(str(tmp_path / f"{name}-opt.th"), tmp_path / "run")
 
 
@@ -392,7 +392,7 @@ def test_the_run_directory_must_be_new_or_empty(released: ReleasedSet, colour: P
     run_dir = taken_over(released, colour)
     assert not (tmp_path / ".run.importing").exists()
     before = {path: path.read_bytes() for path in paths_below(tmp_path) if path.is_file()}
-    with pytest.raises(UserError, match="exists and is not empty; choose another RUN_DIR"):
+    with refuses(f"{run_dir} empty RUN_DIR", UserError):
         import_released(prefix_of(released), run_dir, str(colour))
     assert {path: path.read_bytes() for path in paths_below(tmp_path) if path.is_file()} == before
 
@@ -431,87 +431,76 @@ def test_exports_that_are_refused(released: ReleasedSet, colour: Path, config: C
     learned = load_config(str(colour), ["model.unpool=conv"])
     learned_path = checkpoint.save(tmp_path / "learned", 1, learned, {})
     before = paths_below(tmp_path)
-    for run, prefix, said in (
-        (run_dir, "taken", "taken-opt.th would be overwritten; choose another PREFIX"),
-        (no_moments, "out", "has no Adam moments, as no update was made yet"),
-        (narrow_path, "out", "has width 4 at resolution 32, where the released code can only have model.width, 8"),
-        (learned_path, "out", "has model.unpool conv; the released code has nearest only"),
-        (tmp_path / "nowhere", "out", "there is nothing at"),
-        (tmp_path, "out", "has no checkpoints/step-"),
-        (released.ema, "out", "is not a checkpoint of this project"),
+    for run, prefix, words in (
+        (run_dir, "taken", "taken-opt.th PREFIX"),
+        (no_moments, "out", "no moments"),
+        (narrow_path, "out", "width 4 32 model.width 8"),
+        (learned_path, "out", "model.unpool conv nearest"),
+        (tmp_path / "nowhere", "out", "nowhere"),
+        (tmp_path, "out", "checkpoints/step-"),
+        (released.ema, "out", "checkpoint project"),
     ):
-        with pytest.raises(UserError, match=said):
+        with refuses(words, UserError):
             export_run(run, str(tmp_path / prefix), not_asked)
     assert paths_below(tmp_path) == before
 
 
-def test_a_grey_run_is_refused(run: Path, command: Command) -> None:
-    result = command("scripts/convert_openai.py", "export", run, "out")
-    assert result.returncode == 2
-    assert "has model.image_channels 1; the released code has 3 only" in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_a_grey_run_is_refused(run: Path, call: Command) -> None:
+    assert_refused(call("scripts/convert_openai.py", "export", run, "out"), "model.image_channels 1 3")
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 
 def test_the_command_that_is_printed_resumes(
-    released: ReleasedSet, colour: Path, command: Command, tmp_path: Path
+    released: ReleasedSet, colour: Path, call: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "pictures").mkdir()
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)):
         iio.imwrite(tmp_path / f"pictures/{i}.png", pixels)
-    prepared = command("scripts/prepare_data.py", "folder", "pictures", "--name", "noise", "--config", "noise.yaml")
+    prepared = call("scripts/prepare_data.py", "folder", "pictures", "--name", "noise", "--config", "noise.yaml")
     assert prepared.returncode == 0, prepared.stderr
     overrides = ["data.dataset=noise", "train.max_steps=1002"]
-    made = command("scripts/convert_openai.py", "import", prefix_of(released), "my run", "--hps", colour, *overrides)
+    made = call("scripts/convert_openai.py", "import", prefix_of(released), "my run", "--hps", colour, *overrides)
     assert made.returncode == 0, made.stderr
     python, *arguments = shlex.split(made.stdout.splitlines()[1].removeprefix("resume: "))
     assert python == "python"
-    result = command(*arguments)
+    result = call(*arguments)
     assert result.returncode == 0, result.stderr
-    assert "resuming after step 1,000" in result.stdout + result.stderr
+    assert "after step 1,000" in result.stdout
     found = checkpoint.read(tmp_path / "my run/checkpoints/step-00001002.pt")
     assert found.state["optimizer"]["state"][0]["step"].item() == 992
     kinds = [(line["kind"], line["step"]) for line in lines_of(tmp_path / "my run/metrics.jsonl")]
     assert kinds[-3:] == [("train", 1000), ("train", 1002), ("test", 1002)]
-    assert command("scripts/convert_openai.py", "export", "my run", "out").returncode == 0
+    assert call("scripts/convert_openai.py", "export", "my run", "out").returncode == 0
     assert lines_of(tmp_path / "out-log.jsonl")[-1]["epoch"] == 1002 * 8 // 36
 
 
-def test_by_command_line(released: ReleasedSet, colour: Path, command: Command, tmp_path: Path) -> None:
+def test_by_command_line(released: ReleasedSet, colour: Path, call: Command, tmp_path: Path) -> None:
     script, prefix = "scripts/convert_openai.py", prefix_of(released)
-    result = command(script, "import", prefix, "run", "--hps", colour, "train.lr=5e-4", "train.max_steps=1000")
+    result = call(script, "import", prefix, "run", "--hps", colour, "train.lr=5e-4", "train.max_steps=1000")
     assert result.returncode == 0, result.stderr
     numbers = sum(tensor.numel() for tensor in load(released.ema).values())
-    assert result.stdout.splitlines() == [
-        f"run: step 1,000, epoch 3, {numbers:,} parameters",
-        f"resume: python train.py --hps {colour} --run_dir run train.lr=5e-4 train.max_steps=1000",
-        "note: the released optimiser had lr 0.001; train.lr=0.001 goes on as it did",
-        "note: the released optimiser had weight_decay 0.01; train.weight_decay=0.01 goes on as it did",
-        "note: train.max_steps is 1,000, so only the test is left; a larger train.max_steps= trains on",
-    ]
-    result = command(script, "export", "run", "out")
+    says(result.stdout, f"step 1,000 epoch 3 {numbers:,}")
+    resume = f"python train.py --hps {colour} --run_dir run train.lr=5e-4 train.max_steps=1000"
+    assert f"resume: {resume}" in result.stdout.splitlines()
+    says(result.stdout, "train.lr=0.001 train.weight_decay=0.01 train.max_steps=")
+    result = call(script, "export", "run", "out")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines() == [
-        "run/checkpoints/step-00001000.pt: step 1,000",
-        *(f"out{ending}" for ending in ("-model.th", "-model-ema.th", "-opt.th", "-log.jsonl")),
-    ]
+    said, *written = result.stdout.splitlines()
+    says(said, "run/checkpoints/step-00001000.pt 1,000")
+    assert written == [f"out{ending}" for ending in ("-model.th", "-model-ema.th", "-opt.th", "-log.jsonl")]
     content = yaml.safe_load(colour.read_text())
     content["data"]["dataset"] = "holidays"
     colour.write_text(yaml.safe_dump(content))
-    assert command(script, "import", prefix, "holidays", "--hps", colour).returncode == 0
+    assert call(script, "import", prefix, "holidays", "--hps", colour).returncode == 0
     before = paths_below(tmp_path)
-    for arguments, said in (
-        (["export", "run", "out"], "would be overwritten"),
-        (["export", "holidays", "out2"], "to tell the epoch, the training images of holidays must be counted"),
-        (["export", "run", "out2", "more"], "unrecognized arguments: more"),
-        (["import", prefix, "run2"], "fits none of the presets"),
-        (["import", prefix, "run2", "--hps", colour, "train.lr"], "unrecognized arguments: train.lr"),
-        (["import", prefix, "run2", "train.lr=fast", "--hps", colour], "train.lr must be a number"),
-        (["import", "nowhere", "run2"], "there is no nowhere-model.th, nowhere-model-ema.th"),
+    for arguments, words in (
+        (["export", "run", "out"], "out-model.th"),
+        (["export", "holidays", "out2"], "epoch holidays"),
+        (["export", "run", "out2", "more"], "arguments: more"),
+        (["import", prefix, "run2"], "none presets"),
+        (["import", prefix, "run2", "--hps", colour, "train.lr"], "arguments: train.lr"),
+        (["import", prefix, "run2", "train.lr=fast", "--hps", colour], "train.lr number"),
+        (["import", "nowhere", "run2"], "nowhere-model.th nowhere-model-ema.th"),
     ):
-        result = command(script, *arguments)
-        assert result.returncode == 2, result.stdout
-        assert said in result.stderr
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1
+        assert_refused(call(script, *arguments), words)
     assert paths_below(tmp_path) == before

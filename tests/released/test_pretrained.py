@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import vdvae
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, refuses
 from vdvae import config as vdvae_config
 from vdvae.config import load_model_config
 from vdvae.errors import UserError
@@ -62,7 +62,10 @@ def released(tmp_path: Path) -> Path:
 
 
 # FFHQ-256 in the format before PyTorch 1.6, ImageNet-32 as it comes out of DistributedDataParallel.
-@pytest.mark.parametrize("release", RELEASES[:5], ids=lambda release: release.preset)
+@pytest.mark.parametrize(
+    "release",
+    [pytest.param(r, marks=[pytest.mark.long] * (r.preset != "cifar10"), id=r.preset) for r in RELEASES[:5]],
+)
 def test_a_released_file_of_full_size_is_recognised_within_its_size_in_memory(release: Release, tmp_path: Path) -> None:
     """Random weights under the released names; encoding and decoding an image where two cores can do it soon."""
     is_parallel = release.preset == "imagenet32"
@@ -136,7 +139,7 @@ def test_a_preset_of_ones_own_is_recognised(released: Path, tmp_path: Path, monk
     assert list(complete_presets()) == ["mine", "same_model"]
     assert vdvae.load_pretrained(released).config == load_model_config(str(TINY))
     (folder / "other.yaml").write_text("base: mine\nmodel: {input_shift: -3.0, bits: 5}")
-    with pytest.raises(UserError, match=r"presets mine and other alike, which differ in model.bits, model.input_shift"):
+    with refuses("mine other model.bits model.input_shift", UserError):
         vdvae.load_pretrained(released)
     assert vdvae.load_pretrained(released, hps="other").config.bits == 5
 
@@ -159,27 +162,24 @@ def damage(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "said"),
+    ("how", "words"),
     [
-        ("a tensor is missing", r"decoder.gain \[1, 8, 1, 1\] is missing"),
-        ("a tensor is too much", "decoder.extra is too much"),
-        ("a shape is wrong", r"decoder.gain should be \[1, 8, 1, 1\], not \[1, 9, 1, 1\]"),
-        ("whole numbers", "'decoder.gain' in it is torch.int64, not floats"),
-        ("no tensors", "neither a checkpoint nor released weights: 'epoch' in it is int"),
-        ("a list", "holds no named tensors"),
+        ("a tensor is missing", "decoder.gain [1, 8, 1, 1] missing"),
+        ("a tensor is too much", "decoder.extra"),
+        ("a shape is wrong", "decoder.gain [1, 8, 1, 1] [1, 9, 1, 1]"),
+        ("whole numbers", "'decoder.gain' torch.int64 floats"),
+        ("no tensors", "checkpoint released 'epoch' int"),
+        ("a list", "no named tensors"),
     ],
 )
-def test_tensors_that_do_not_fit(released: Path, how: str, said: str) -> None:
+def test_tensors_that_do_not_fit(released: Path, how: str, words: str) -> None:
     damage(released, how)
-    with pytest.raises(ValueError, match=said):
+    with refuses(words):
         vdvae.load_pretrained(released, hps=str(TINY))
 
 
 def test_no_preset_fits(released: Path) -> None:
-    with pytest.raises(
-        UserError,
-        match=r"fits none of the presets cifar10, .* In the nearest, fashion, .* more tensors differ. Name its own",
-    ):
+    with refuses("none cifar10 nearest fashion tensors", UserError):
         vdvae.load_pretrained(released)
 
 
@@ -190,7 +190,7 @@ def test_a_file_that_is_cut_off(released: Path, is_zip: bool, kept: float) -> No
     torch.save(content, released, _use_new_zipfile_serialization=is_zip)
     whole = released.read_bytes()
     released.write_bytes(whole[: int(kept * len(whole)) if 0 < kept < 1 else int(kept)])
-    with pytest.raises(UserError, match=r"cut off, damaged, or no file of torch\.save"):
+    with refuses(f"{released} damaged torch.save", UserError):
         vdvae.load_pretrained(released)
 
 
@@ -208,28 +208,28 @@ def test_code_in_a_file_is_not_executed(released: Path, is_zip: bool) -> None:
     content = torch.load(released, weights_only=True)
     content["decoder.gain"] = Evil(trace)
     torch.save(content, released, _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(UserError, match=r"would call posix.mkdir, and weights are nothing but tensors"):
+    with refuses("posix.mkdir tensors", UserError):
         vdvae.load_pretrained(released)
     assert not trace.exists()
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is nothing at"):
+    with refuses("nowhere", UserError):
         vdvae.load_pretrained(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="give a run directory or a checkpoint"):
+    with refuses("run directory checkpoint", UserError):
         vdvae.load_pretrained(tmp_path)
     address = "https://openaipublic.blob.core.windows.net/very-deep-vaes-assets/vdvae-assets-2/"
     name = "imagenet64-iter-1600000-model-ema.th"
-    with pytest.raises(UserError, match=f"download it from {address}{name}"):
+    with refuses(f"download {address}{name}", UserError):
         vdvae.load_pretrained(tmp_path / name)
 
 
 def test_choices_that_mean_nothing_are_refused(run: Path, released: Path) -> None:
-    with pytest.raises(UserError, match="has its own configuration"):
+    with refuses("own configuration", UserError):
         vdvae.load_pretrained(run, hps="cifar10")
-    with pytest.raises(UserError, match="holds one set of weights"):
+    with refuses("one set weights", UserError):
         vdvae.load_pretrained(released, weights="ema")
-    with pytest.raises(ValueError, match="there is no device 'cuda:9'"):
+    with refuses("device 'cuda:9'"):
         vdvae.load_pretrained(run, device="cuda:9")
-    with pytest.raises(UserError, match="there is no preset 'imagenet46'"):
+    with refuses("preset 'imagenet46'", UserError):
         vdvae.load_pretrained(released, hps="imagenet46")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import refuses, says
 from vdvae.config import Config
 from vdvae.errors import UserError
 from vdvae.run import checkpoint
@@ -90,14 +91,11 @@ def test_a_failed_write_is_told_and_the_next_one_made(
             patch.setattr(torch, "save", full)
             writer.save(2, {}, None)
             failure = writer.failure()
-        assert failure == (
-            "the checkpoint after step 2 could not be written: [Errno 28] No space left on device: "
-            f"'{tmp_path}/checkpoints/step-00000002.pt'"
-        )
+        says(failure, f"step 2 No space left {tmp_path}/checkpoints/step-00000002.pt")
         assert names(tmp_path / "checkpoints") == ["step-00000001.pt"]
         writer.save(3, {}, None)
     assert names(tmp_path / "checkpoints") == ["step-00000001.pt", "step-00000003.pt"]
-    assert capsys.readouterr().err == f"warning: {failure}; those before it are untouched, and training goes on\n"
+    says(capsys.readouterr().err, f"warning: {failure}")
 
 
 def full(*_: object) -> None:
@@ -126,7 +124,7 @@ def test_a_damaged_newest_is_named_and_the_one_before_used(
     assert found is not None
     assert found.step == 1
     said = capsys.readouterr().err
-    assert "step-00000002.pt is cut off, damaged, or no file of torch.save" in said
+    says(said, "step-00000002.pt damaged torch.save")
     assert said.count("\n") == 1
 
 
@@ -152,7 +150,7 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(tiny: Config, tmp_path: Pat
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     assert checkpoint.read_newest(tmp_path) is None
-    with pytest.raises(UserError, match="there is no checkpoint"):
+    with refuses("step-1.pt", UserError):
         checkpoint.read(tmp_path / "step-1.pt")
 
 
@@ -164,12 +162,14 @@ def test_a_checkpoint_of_another_preset_is_passed_over(
     found = checkpoint.read_newest(tmp_path, tiny)
     assert found is not None
     assert found.step == 1
-    assert "step-00000002.pt is of a run with other values of model.width; trying" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    says(said, "step-00000002.pt model.width")
+    assert "train.lr" not in said
 
 
 def test_none_that_can_be_read(tiny: Config, tmp_path: Path) -> None:
     save(tmp_path, 1, tiny).write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+    with refuses("none 1", UserError):
         checkpoint.read_newest(tmp_path)
 
 
@@ -184,13 +184,13 @@ class Evil:
 def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "step-00000001.pt", tmp_path / "was-run"
     torch.save({"format": 1, "step": Evil(trace)}, path)
-    with pytest.raises(UserError, match=r"would call posix.mkdir.*Nothing of it was executed"):
+    with refuses("posix.mkdir executed", UserError):
         checkpoint.read(path)
     path.write_bytes(pickle.dumps(Evil(trace), protocol=2))
-    with pytest.raises(UserError, match=r"would call posix.mkdir.*Nothing of it was executed"):
+    with refuses("posix.mkdir executed", UserError):
         checkpoint.read(path)
     path.write_bytes(pickle.dumps(Evil(trace)))
-    with pytest.raises(UserError, match="a pickle of something else, not executed"):
+    with refuses("pickle executed", UserError):
         checkpoint.read(path)
     assert not trace.exists()
 
@@ -198,7 +198,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_another_format_is_refused_politely(tmp_path: Path) -> None:
     torch.save({"format": 99}, tmp_path / "a.pt")
     torch.save([1], tmp_path / "b.pt")
-    with pytest.raises(UserError, match="has checkpoint format 99; this version reads format 2"):
+    with refuses("format 99 2", UserError):
         checkpoint.read(tmp_path / "a.pt")
-    with pytest.raises(UserError, match="not a checkpoint of this project"):
+    with refuses("checkpoint project", UserError):
         checkpoint.read(tmp_path / "b.pt")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.conftest import says
 from vdvae.run.interruption import ECHO_SECONDS, TIME_IS_UP, Interruption
 from vdvae.runtime.processes import World
 
@@ -40,8 +41,7 @@ def test_the_first_signal_asks_and_the_second_ends_at_once(number: int, capfd: p
         assert interruption.agreed() == 0
         signal.raise_signal(number)
         assert interruption.agreed() == number
-        said = f"\n{signal.Signals(number).name}: finishing this update and saving; once more ends at once\n"
-        assert capfd.readouterr().err == said
+        says(capfd.readouterr().err, f"{signal.Signals(number).name}: once more")
         with pytest.raises(EndedError) as ended:
             signal.raise_signal(number)
         assert ended.value.args == (128 + number,)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import refuses
 from vdvae.errors import UserError
 from vdvae.run.lock import lock
 
@@ -23,10 +23,8 @@ HOLD += "held = lock(Path(sys.argv[1]), 0); print('held', flush=True); time.slee
 def test_a_second_one_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     for _ in range(2):
-        with lock(path, patience=0):
-            said = f"{re.escape(str(tmp_path))} is in use by process {os.getpid()} on "
-            with pytest.raises(UserError, match=said + r".+ since \d{4}-.* or choose another --run_dir"):
-                lock(path, patience=60)
+        with lock(path, patience=0), refuses(f"{tmp_path} process {os.getpid()} since --run_dir", UserError):
+            lock(path, patience=60)
 
 
 def test_kill_9_gives_it_back(tmp_path: Path) -> None:
@@ -34,7 +32,7 @@ def test_kill_9_gives_it_back(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {other.pid} on"):
+        with refuses(f"process {other.pid}", UserError):
             lock(path, patience=0)
         other.send_signal(signal.SIGKILL)
     lock(path, patience=0).close()
@@ -45,12 +43,12 @@ def test_a_restart_of_the_same_job_waits_for_itself(tmp_path: Path, monkeypatch:
     path = tmp_path / ".lock"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1234")
     held = lock(path, patience=0)
-    with pytest.raises(UserError, match="in use"):
+    with refuses("in use", UserError):
         lock(path, patience=0.3)
     threading.Timer(0.5, held.close).start()
     began = time.monotonic()
     lock(path, patience=30).close()
     assert 0.4 < time.monotonic() - began < 10
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    with lock(path, patience=0), pytest.raises(UserError, match="in use"):
+    with lock(path, patience=0), refuses("in use", UserError):
         lock(path, patience=60)

@@ -238,15 +238,23 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: b"" if path.is_dir() else path.read_bytes() for path in folder.rglob("*") if path.name != LOCK}
 
 
-@given(mistakes)
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
-def test_train(mistake: Mistake) -> None:
-    check_refused(train.main, ["train.py", "--hps", mistake.hps, *mistake.arguments], mistake.files)
+@pytest.mark.parametrize("examples", [150, pytest.param(3000, marks=pytest.mark.long)])
+def test_train(examples: int) -> None:
+    @given(mistakes)
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def check(mistake: Mistake) -> None:
+        check_refused(train.main, ["train.py", "--hps", mistake.hps, *mistake.arguments], mistake.files)
+
+    check()
 
 
-@given(some(LINES), words | some([-1, "nan"]))
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
-def test_scripts(finished_run: Path, line: str, value: Any) -> None:
-    script, *arguments = [part.format(value) for part in line.replace("RUN", str(finished_run)).split()]
-    path = str(ROOT / f"scripts/{script}.py")
-    check_refused(partial(runpy.run_path, path, run_name="__main__"), [path, *arguments], {})
+@pytest.mark.parametrize("examples", [60, pytest.param(600, marks=pytest.mark.long)])
+def test_scripts(examples: int, finished_run: Path) -> None:
+    @given(some(LINES), words | some([-1, "nan"]))
+    @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
+    def check(line: str, value: Any) -> None:
+        script, *arguments = [part.format(value) for part in line.replace("RUN", str(finished_run)).split()]
+        path = str(ROOT / f"scripts/{script}.py")
+        check_refused(partial(runpy.run_path, path, run_name="__main__"), [path, *arguments], {})
+
+    check()

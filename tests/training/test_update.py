@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import refuses
 from vdvae import VDVAE
 from vdvae.config import Config, TrainConfig
 from vdvae.runtime.noise import Purpose, generator
@@ -138,6 +139,7 @@ def test_half_precision_keeps_the_likelihood_in_fp32(tiny: Config, precision: st
     assert half.skipped == 0
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.filterwarnings("ignore")  # what torch says of its own compiler
 def test_compiled_blocks_take_the_same_step(tiny: Config) -> None:
@@ -175,9 +177,9 @@ def test_learning_rate_warms_up_and_cools_down() -> None:
     assert [learning_rate(constant, step) for step in range(10, 100)] == [1.0] * 90
 
 
-@pytest.mark.parametrize(("batch", "processes", "use"), [(32, 3, "30 or 33"), (2, 4, "use 4,")])
+@pytest.mark.parametrize(("batch", "processes", "use"), [(32, 3, "30 33"), (2, 4, "4")])
 def test_a_batch_that_cannot_be_divided(tiny: Config, batch: int, processes: int, use: str) -> None:
-    with pytest.raises(ValueError, match=f"cannot be divided among {processes} processes.*{use}"):
+    with refuses(f"train.batch_size {processes} {use}"):
         replace(tiny.train, batch_size=batch).local_batch_size(processes)
 
 
@@ -262,7 +264,7 @@ def test_replayed_steps_are_those_of_python(tiny: Config, settings: dict[str, ob
 def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
     config = replace(tiny.train, **{key: True})  # type: ignore[arg-type]
     config.check_device("cuda")
-    with pytest.raises(ValueError, match=f"train.{key} needs .* cpu; set train.{key}=false"):
+    with refuses(f"train.{key} cpu train.{key}=false"):
         config.check_device("cpu")
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, TINY, Command
+from tests.conftest import TINY, Command, assert_refused, says
 
 SPEED = {"images_per_second", "milliseconds_per_step", "milliseconds_quartiles", "first_step_seconds"}
 ABOUT = {"hps", "overrides", "setting", "batch", "hardware", "torch", "threads"}
@@ -20,18 +19,19 @@ SHORT = ["--repeats", 2, "--warmup", 0]
     ("arguments", "setting"),
     [
         (["train", "--batch", 2, "--compare", "train.fast=false", "--rounds", 2, *SHORT], PLAIN),
-        (["train", "--batch", 2, *SHORT], "the library"),
-        (
+        pytest.param(["train", "--batch", 2, *SHORT], "the library", marks=pytest.mark.long),
+        pytest.param(
             ["sample", "--compare", "model.width=16,model.dec_blocks=1x1,7m1,28m7,28x1", "--rounds", 1, *SHORT],
             "the library against the library with model.width=16,model.dec_blocks=1x1,7m1,28m7,28x1",
+            marks=pytest.mark.long,
         ),
         (["sample", "--compare", "train.fast=false", *SHORT, "--temperatures", 1, 0.5], PLAIN),
         (["evaluate", "--compare", "train.fast=false", *SHORT], PLAIN),
     ],
 )
-def test_speed(arguments: list[object], setting: str, command: Command, tmp_path: Path) -> None:
+def test_speed(arguments: list[object], setting: str, call: Command, tmp_path: Path) -> None:
     """A table, and JSON that has the same figures of both settings."""
-    result = command("scripts/benchmark.py", *arguments, "--hps", TINY, "--json", "new/speed.json", "train.lr=1e-4")
+    result = call("scripts/benchmark.py", *arguments, "--hps", TINY, "--json", "new/speed.json", "train.lr=1e-4")
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "new/speed.json").read_text())
     assert told.keys() >= SPEED | ABOUT
@@ -44,14 +44,14 @@ def test_speed(arguments: list[object], setting: str, command: Command, tmp_path
         compared = told["compared"]
         assert compared.keys() >= SPEED
         assert told["ratio"] == told["images_per_second"] / compared["images_per_second"]
-        assert f"A has {told['ratio']:.3g} times the images per second of B" in result.stdout
+        says(result.stdout, f"{told['ratio']:.3g} times")
     else:
         assert "compared" not in told
 
 
-def test_memory(command: Command, tmp_path: Path) -> None:
+def test_memory(call: Command, tmp_path: Path) -> None:
     arguments = ["memory", "--hps", TINY, "--compare", "train.micro_batch=64", "--json", "memory.json"]
-    result = command("scripts/benchmark.py", *arguments)
+    result = call("scripts/benchmark.py", *arguments)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "memory.json").read_text())
     assert told.keys() >= ABOUT
@@ -61,10 +61,10 @@ def test_memory(command: Command, tmp_path: Path) -> None:
     assert "peak memory" in result.stdout
 
 
-def test_data(command: Command, tmp_path: Path) -> None:
+def test_data(call: Command, tmp_path: Path) -> None:
     """On a made-up set, which is not left behind."""
     arguments = ["data", "--hps", TINY, "--made_up", 10_000, "--seconds", 1, "--json", "data.json"]
-    result = command("scripts/benchmark.py", *arguments)
+    result = call("scripts/benchmark.py", *arguments)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "data.json").read_text())
     assert told["training_images"] == 9_000  # by the rules of CIFAR-10, a tenth is for validation
@@ -74,41 +74,26 @@ def test_data(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
-        (["train", "--hps", "cifra10"], "did you mean 'cifar10'?"),
-        (["train", "--hps", TINY, "--repeats", 0], "--repeats must be at least 1, not 0"),
-        (["evaluate", "--hps", TINY, "--rounds", 0], "--rounds must be at least 1, not 0"),
-        (["sample", "--hps", TINY, "--warmup", "-1"], "--warmup must not be negative, not -1"),
-        (["memory", "--hps", TINY, "--batch", 0], "--batch must be at least 1, not 0"),
-        (["memory", "--hps", TINY, "--batch", 10**7], "train.batch_size must be at most"),
-        (["sample", "--hps", TINY, "--temperatures", 1, "nan"], "--temperatures must be finite"),
-        (["train", "--hps", TINY, "train.rate=1"], "unknown key train.rate"),
-        (["train", "--hps", TINY, "--compare", "train.precision=bf61"], "train.precision must be one of"),
-        (["train", "--hps", TINY, "--compare", "baseline"], "'baseline' is not of the form section.key=value"),
-        (["evaluate", "--hps", TINY, "--compare", "train.precision=bf16"], "changes nothing that evaluate measures"),
-        (["sample", "--hps", TINY, "--compare", "train.fast=true"], "changes nothing that sample measures"),
-        (["train", "--hps", TINY, "--device", "tpu"], "there is no device 'tpu' here"),
-        (["speed", "--hps", TINY], "invalid choice: 'speed'"),
-        (["train"], "the following arguments are required: --hps"),
+        (["train", "--hps", "cifra10"], "'cifra10' 'cifar10'"),
+        (["train", "--hps", TINY, "--repeats", 0], "--repeats 1 0"),
+        (["evaluate", "--hps", TINY, "--rounds", 0], "--rounds 1 0"),
+        (["sample", "--hps", TINY, "--warmup", "-1"], "--warmup -1"),
+        (["memory", "--hps", TINY, "--batch", 0], "--batch 1 0"),
+        (["memory", "--hps", TINY, "--batch", 10**7], "train.batch_size most"),
+        (["sample", "--hps", TINY, "--temperatures", 1, "nan"], "--temperatures finite"),
+        (["train", "--hps", TINY, "train.rate=1"], "train.rate"),
+        (["train", "--hps", TINY, "--compare", "train.precision=bf61"], "train.precision bf61"),
+        (["train", "--hps", TINY, "--compare", "baseline"], "'baseline' section.key=value"),
+        (["evaluate", "--hps", TINY, "--compare", "train.precision=bf16"], "train.precision=bf16 evaluate"),
+        (["sample", "--hps", TINY, "--compare", "train.fast=true"], "train.fast=true sample"),
+        (["train", "--hps", TINY, "--device", "tpu"], "device 'tpu'"),
+        (["speed", "--hps", TINY], "'speed'"),
+        (["train"], "--hps"),
     ],
 )
-def test_wrong_input(
-    arguments: list[object],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_wrong_input(arguments: list[object], words: str, tmp_path: Path, call: Command) -> None:
     """One line, and nothing is written."""
-    script = str(ROOT / "scripts/benchmark.py")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", [script, *map(str, arguments), "--json", "new/a.json"])
-    with pytest.raises(SystemExit) as exit_info:
-        runpy.run_path(script, run_name="__main__")
-    out, err = capsys.readouterr()
-    assert (exit_info.value.code, out) == (2, "")
-    assert err.startswith("error: ")
-    assert said in err
-    assert err.count("\n") == 1
+    assert_refused(call("scripts/benchmark.py", *arguments, "--json", "new/a.json"), words)
     assert not list(tmp_path.iterdir())

@@ -113,6 +113,7 @@ def test_matmul_rate() -> None:
     assert 0 < matmul_rate(CPU, "fp32") < math.inf
 
 
+@pytest.mark.long
 def test_memory_grows_with_the_batch(tiny: Config) -> None:
     """And a step alone takes less than the whole process."""
     small, large = (memory_of_step(setting_of(tiny, batch), CPU) for batch in (1, 512))
