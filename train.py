@@ -20,16 +20,16 @@ import torch
 from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, training_batches
-from vdvae.data.splits import Splits, load_splits
+from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.run.checkpoint import Best, Checkpoint
-from vdvae.run.checkpoint_writer import CheckpointWriter
+from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 from vdvae.run.interruption import TIME_IS_UP, Interruption
 from vdvae.run.log import RunLog
-from vdvae.run.pictures import draw_pictures, print_summary
 from vdvae.run.progress import Progress
+from vdvae.run.summary import draw_pictures, print_summary
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
 from vdvae.runtime.processes import World, exit_on_lost_process

@@ -18,11 +18,11 @@ import torch
 from torch.nn.functional import interpolate
 
 from vdvae.config import DataConfig
-from vdvae.data.datasets import Rule
+from vdvae.data.image_files import read_picture
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.pictures import read_picture
 from vdvae.data.prepare.sources import from_array
 from vdvae.data.prepare.write import prepared_before, write_set
+from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 

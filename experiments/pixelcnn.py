@@ -32,16 +32,16 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vdvae import fast
+from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
 from vdvae.data.loader import BatchOrder, training_batches
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.batches import measured
-from vdvae.evaluation.images import grid, save_png
+from vdvae.evaluation.grids import grid, save_png
 from vdvae.evaluation.nll import evaluate
 from vdvae.files import atomic_write, read_torch_file
 from vdvae.model.config import ModelConfig
 from vdvae.model.likelihood import Binning, Mixture
-from vdvae.released.command_line import ModelCommandLine, check_at_least_one, find_model
 from vdvae.run.interruption import Interruption
 from vdvae.run.progress import duration
 from vdvae.runtime.device import now, pick_device

@@ -29,10 +29,10 @@ from measuring.memory import StepMemory, memory_of_step
 from measuring.speed import Measured, Speed, take_turns
 from measuring.work import evaluation, sampling, setting_of, training
 
+from vdvae.command_line import add_device, add_json, check_at_least_one
 from vdvae.config import Config, load_config
-from vdvae.data.splits import load_splits
+from vdvae.data.prepared import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
-from vdvae.released.command_line import add_device, add_json, check_at_least_one
 from vdvae.runtime.device import describe, pick_device
 from vdvae.runtime.precision import PRECISIONS
 from vdvae.runtime.results import prepare_result, write_result

@@ -10,8 +10,8 @@ import shlex
 from pathlib import Path
 
 from vdvae.config import Config
-from vdvae.data.datasets import DATASETS
-from vdvae.data.splits import load_splits
+from vdvae.data.prepared import load_splits
+from vdvae.data.splits import DATASETS
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.released.exporting import export_run
 from vdvae.released.four_files import ReleasedSet

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vdvae import VDVAE
+from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
 from vdvae.errors import UserError, exit_on_user_error
-from vdvae.evaluation.images import to_uint8
-from vdvae.evaluation.output import check_output, write_images
+from vdvae.evaluation.grids import to_uint8
+from vdvae.evaluation.image_output import check_output, write_images
 from vdvae.files import NpzArray, open_npz
-from vdvae.released.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
 
 
 def main() -> None:

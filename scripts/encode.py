@@ -14,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vdvae import VDVAE
+from vdvae import VDVAE, command_line
+from vdvae.command_line import ModelCommandLine
 from vdvae.data.loader import read_ahead
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.errors import exit_on_user_error
 from vdvae.files import write_npz
-from vdvae.released import command_line
-from vdvae.released.command_line import ModelCommandLine
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from vdvae import fast
+from vdvae.command_line import SPLITS, ModelCommandLine, add_json, check_at_least_one, find_model
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import NLL, ImportanceWeighted, evaluate, evaluate_importance_weighted
-from vdvae.released.command_line import SPLITS, ModelCommandLine, add_json, check_at_least_one, find_model
 from vdvae.released.releases import release_of
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device

@@ -17,7 +17,7 @@ from typing import Any
 
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
-from vdvae.evaluation.images import save_png
+from vdvae.evaluation.grids import save_png
 from vdvae.files import atomic_write
 from vdvae.runtime.device import pick_device
 from vdvae.runtime.results import made_on

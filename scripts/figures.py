@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from vdvae.command_line import add_device
 from vdvae.config import load_config
 from vdvae.data.loader import first_images
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation import figures
-from vdvae.evaluation.images import reconstruction_grid, save_png
-from vdvae.evaluation.units import latent_variables
-from vdvae.released.command_line import add_device
+from vdvae.evaluation.active_units import latent_variables
+from vdvae.evaluation.grids import reconstruction_grid, save_png
 from vdvae.released.pretrained import find_pretrained
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import read_log

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vdvae.command_line import ModelCommandLine, check_file, layers_of, open_images, open_model
 from vdvae.data.loader import first_images
 from vdvae.errors import UserError, exit_on_user_error
-from vdvae.evaluation.images import LOW_TEMPERATURE, grid, interpolation, save_gif, save_png
-from vdvae.released.command_line import ModelCommandLine, check_file, layers_of, open_images, open_model
+from vdvae.evaluation.grids import LOW_TEMPERATURE, grid, interpolation, save_gif, save_png
 
 
 def main() -> None:

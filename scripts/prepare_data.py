@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vdvae.command_line import add_fitting
 from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
 from vdvae.data.prepare.folder import FolderOptions, prepare_folder
@@ -19,7 +20,6 @@ from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.errors import CommandLine, exit_on_user_error
-from vdvae.released.command_line import add_fitting
 
 
 def main() -> None:

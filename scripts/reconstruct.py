@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vdvae import command_line
+from vdvae.command_line import SPLITS, ModelCommandLine
 from vdvae.data.loader import first_images
 from vdvae.errors import exit_on_user_error
-from vdvae.evaluation.images import LOW_TEMPERATURE, reconstruction_grid, save_png
-from vdvae.released import command_line
-from vdvae.released.command_line import SPLITS, ModelCommandLine
+from vdvae.evaluation.grids import LOW_TEMPERATURE, reconstruction_grid, save_png
 
 
 def main() -> None:

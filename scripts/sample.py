@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from vdvae import VDVAE, fast
+from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
 from vdvae.errors import UserError, exit_on_user_error
-from vdvae.evaluation.images import sample_grid, save_png
-from vdvae.evaluation.output import check_output, write_images
+from vdvae.evaluation.grids import TEMPERATURES, sample_grid, save_png
+from vdvae.evaluation.image_output import check_output, write_images
 from vdvae.model.arguments import Temperature
-from vdvae.released.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
 from vdvae.runtime.precision import PRECISIONS, autocast, set_matmul_precision
 
 
@@ -46,7 +46,7 @@ def main() -> None:
         check_at_least_one(args, "columns", "num_images", "batch_size")
         check_output(args.out)
         is_grid = args.out.suffix == ".png"
-        temperatures = args.temperatures or ([1.0, 0.9, 0.8, 0.7] if is_grid else [1.0])
+        temperatures = args.temperatures or (list(TEMPERATURES) if is_grid else [1.0])
         if is_grid and args.num_images is not None:
             raise UserError("--num_images is for an .npz or a folder; a grid has --columns images for each temperature")
         if not is_grid and len(temperatures) > 1:

@@ -26,11 +26,11 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from vdvae import VDVAE
+from vdvae.command_line import add_json, check_at_least_one
 from vdvae.config import load_config
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
-from vdvae.released.command_line import add_json, check_at_least_one
 from vdvae.run import checkpoint
-from vdvae.run.checkpoint_writer import CheckpointWriter
+from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 from vdvae.runtime.processes import World
 from vdvae.runtime.results import prepare_result, write_result

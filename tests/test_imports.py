@@ -18,6 +18,7 @@ FLOORS = (
     {"training", "evaluation"},
     {"run"},
     {"released"},
+    {"command_line"},
     {"__init__"},
 )
 """The folders and files of vdvae/, from the ground up; two on one floor do not know each other."""

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from tests.conftest import TINY, Command, assert_refused, says
-from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
+from vdvae.data.splits import Rule
 from vdvae.run import checkpoint
 
 TIMINGS = {"images_per_second"}

@@ -13,8 +13,8 @@ from paper.report import HEADINGS, Finished
 from paper.spec import Experiment
 from vdvae.data.loader import first_images
 from vdvae.evaluation import figures
-from vdvae.evaluation.images import reconstruction_grid
-from vdvae.evaluation.units import latent_variables
+from vdvae.evaluation.active_units import latent_variables
+from vdvae.evaluation.grids import reconstruction_grid
 from vdvae.released.pretrained import find_pretrained
 from vdvae.runtime.precision import set_matmul_precision
 

@@ -16,12 +16,12 @@ import torch
 
 from measuring.memory import MEGABYTE, memory_mb
 from vdvae.config import Config, DataConfig
-from vdvae.data.datasets import DATASETS
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare.sources import Source
 from vdvae.data.prepare.write import write_set
-from vdvae.data.splits import load_splits
+from vdvae.data.prepared import load_splits
+from vdvae.data.splits import DATASETS
 from vdvae.data.storage import Images, pieces
 from vdvae.runtime.processes import World
 

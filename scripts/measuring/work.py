@@ -14,7 +14,7 @@ from torch import Tensor
 from vdvae import fast
 from vdvae.config import Config
 from vdvae.data.loader import to_device
-from vdvae.evaluation.images import sample_grid
+from vdvae.evaluation.grids import sample_grid
 from vdvae.model.vdvae import VDVAE
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.precision import autocast, set_matmul_precision

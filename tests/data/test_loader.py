@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vdvae.config import DataConfig
 from vdvae.data.loader import BatchOrder, read_ahead, training_batches
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import NpyFile, PictureFiles, Pixels
 from vdvae.errors import UserError
 from vdvae.runtime.processes import World

@@ -20,7 +20,7 @@ from tests.conftest import TINY, Command, assert_refused, refuses, says
 from vdvae.config import load_config
 from vdvae.errors import UserError
 from vdvae.evaluation import figures
-from vdvae.evaluation.units import latent_variables
+from vdvae.evaluation.active_units import latent_variables
 
 ALL = ["learning-curves", "gradient-norms", "cumulative-rate", "rate-and-active-units", "reconstructions"]
 

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Pixels
 from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
 from vdvae.evaluation.png import png_bits_per_dim

@@ -15,7 +15,7 @@ from tests.conftest import refuses, says
 from vdvae.config import Config
 from vdvae.errors import UserError
 from vdvae.run import checkpoint
-from vdvae.run.checkpoint_writer import CheckpointWriter
+from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 
 

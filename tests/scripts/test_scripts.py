@@ -14,8 +14,8 @@ import torch
 from tests.conftest import ROOT, TINY, Command, assert_refused, says
 from vdvae import load_pretrained
 from vdvae.config import load_model_config
-from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
+from vdvae.data.splits import Rule
 from vdvae.errors import CommandLine
 from vdvae.released.matching import expected_tensors
 from vdvae.runtime.noise import Purpose, generator

@@ -14,7 +14,7 @@ from tests.conftest import TINY
 from vdvae import VDVAE
 from vdvae.config import load_config
 from vdvae.data.loader import BatchOrder, to_device
-from vdvae.data.splits import load_splits
+from vdvae.data.prepared import load_splits
 from vdvae.model.vdvae import Terms
 from vdvae.runtime import processes
 from vdvae.runtime.processes import World

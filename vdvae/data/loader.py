@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vdvae.config import DataConfig
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Images, PictureFiles, Rows, pieces
 from vdvae.errors import UserError
 from vdvae.runtime import processes

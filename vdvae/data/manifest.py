@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vdvae.config import Variant
-from vdvae.data.datasets import DATASETS, VARIANTS, Rule, Rules
+from vdvae.data.splits import DATASETS, VARIANTS, Rule, Rules
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
 

@@ -1,132 +1,97 @@
-"""The three splits of a prepared data set, opened without being read."""
+"""The table of data sets: shapes, bits, counts, and the split of each."""
 
 from __future__ import annotations
 
-import gzip
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from vdvae.config import DataConfig
-from vdvae.data.datasets import DATASETS, VARIANTS
-from vdvae.data.manifest import FILE_NAME, File, Manifest, official_manifest, read_manifest
-from vdvae.data.storage import Images, NpyFile, PictureFiles, Pixels, Rows, Storage
-from vdvae.errors import UserError, did_you_mean
-from vdvae.model.config import ModelConfig
+from vdvae.config import Variant
+from vdvae.data.storage import Rows
 
-EMBEDDED = "fashion_mnist_9k_1k"
-"""The set whose images come with the package."""
-EMBEDDED_MANIFEST = official_manifest(
-    EMBEDDED,
-    {"t10k-images-idx3-ubyte.gz": File(10_000, "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa")},
-    "Zalando's Fashion-MNIST",
-)
+VARIANTS: dict[Variant, str] = {
+    "original": "the original down-sampling, van den Oord et al. 2016",
+    "newer": "the newer down-sampling, Chrabaszcz et al. 2017",
+}
+
+FEWEST = 2
+"""Images that a split needs for its NLL to have a standard error."""
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split: some rows of a storage, in an order of its own."""
+class Rule:
+    """Which images of a file make up a split: rows `first` to `first + count` of a permutation."""
 
-    storage: Storage
-    rows: Rows
+    file: str
+    permutation: int | None
+    """Seed of numpy.random.RandomState; None keeps the file's order."""
+    first: int
+    count: int
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, positions: Rows) -> Images:
-        """The images at `positions` of the split, uint8 [len(positions), H, W, C]."""
-        return self.storage.read(self.rows[positions])
-
-
-class Splits(NamedTuple):
-    """The three splits of a data set; `valid` and `test` are the same images where the paper has it so."""
-
-    train: Split
-    valid: Split
-    test: Split
-    manifest: Manifest
+    def rows(self, length: int) -> Rows:
+        """Row numbers, [count], in a file of `length` images."""
+        end = self.first + self.count
+        if self.permutation is None:
+            return np.arange(self.first, end)
+        return np.random.RandomState(self.permutation).permutation(length)[self.first : end]
 
 
-def load_splits(data: DataConfig, model: ModelConfig) -> Splits:
-    """Opens a data set without reading its images.
-
-    Raises:
-        UserError: it is not there, damaged, or not what the model or the configuration expects.
-    """
-    folder = Path(data.root, data.dataset)
-    manifest = EMBEDDED_MANIFEST if data.dataset == EMBEDDED else _prepared_manifest(data, folder)
-    _check(manifest, data, model)
-    return open_splits(manifest, folder)
+Rules = dict[str, Rule]
+"""One for each of train, valid and test."""
 
 
-def open_splits(manifest: Manifest, folder: Path) -> Splits:
-    """Opens the files of a prepared set.
+@dataclass(frozen=True)
+class HeldOut:
+    """Validation images taken from the training file: `count` at one end of a permutation."""
 
-    Raises:
-        UserError: one is missing, cut off, or not what the manifest says.
-    """
-    storages = {name: _open(folder, name, manifest) for name in manifest.files}
-    splits = {
-        split: Split(storages[rule.file], rule.rows(manifest.files[rule.file].count))
-        for split, rule in manifest.splits.items()
-    }
-    return Splits(**splits, manifest=manifest)
+    permutation: int
+    count: int
+    at_start: bool
 
 
-def _prepared_manifest(data: DataConfig, folder: Path) -> Manifest:
-    if (folder / FILE_NAME).is_file():
-        return read_manifest(folder)
-    if data.dataset in DATASETS:
-        raise UserError(
-            f"data set {data.dataset} is not at {folder}: run ./setup_data.sh {data.dataset}"
-            f"{'' if data.root == 'data' else f' --to {data.root}'}, or set data.root to where it is"
-        )
-    raise UserError(
-        f"data.dataset: no data set {data.dataset!r}{did_you_mean(data.dataset, list(DATASETS))}; there are "
-        f"{', '.join(DATASETS)}, and your own images by scripts/prepare_data.py folder"
-    )
+@dataclass(frozen=True)
+class Dataset:
+    """A row of the table."""
+
+    image_size: int
+    image_channels: int
+    bits: int
+    """At which its NLL is measured (paper Table 4)."""
+    counts: dict[str, int]
+    """Images in each file: the training images, then the test images if they are a file of their own."""
+    held_out: HeldOut | None
+    """None where validation and test images are the same."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)"""
+        return (self.image_size, self.image_size, self.image_channels)
+
+    def rules(self, counts: dict[str, int]) -> Rules:
+        """The splits of files with `counts` images. Of a part of the set, the same share is held out."""
+        train_file, *test_file = counts
+        length, whole = counts[train_file], self.counts[train_file]
+        train = Rule(train_file, None, 0, length)
+        test = Rule(test_file[0], None, 0, counts[test_file[0]]) if test_file else None
+        if self.held_out is None:
+            assert test is not None
+            return {"train": train, "valid": test, "test": test}
+        seed, count = self.held_out.permutation, max(FEWEST, round(self.held_out.count * length / whole))
+        first = Rule(train_file, seed, 0, count if self.held_out.at_start else length - count)
+        second = Rule(train_file, seed, first.count, length - first.count)
+        valid, train = (first, second) if self.held_out.at_start else (second, first)
+        return {"train": train, "valid": valid, "test": test or valid}
 
 
-def _check(manifest: Manifest, data: DataConfig, model: ModelConfig) -> None:
-    """Refuses what would train on, or measure, something else than is said."""
-    size, channels = manifest.image_size, manifest.image_channels
-    if (model.image_size, model.image_channels) != (size, channels):
-        raise UserError(
-            f"data.dataset {data.dataset} has {channels} channels of {size} pixels, but the model has "
-            f"model.image_channels {model.image_channels} and model.image_size {model.image_size}"
-        )
-    if model.bits != manifest.bits:
-        raise UserError(
-            f"data.dataset {data.dataset} is measured at {manifest.bits} bits, but the model has model.bits "
-            f"{model.bits}: the two NLLs don't compare. Set model.bits={manifest.bits}"
-            + ("" if manifest is EMBEDDED_MANIFEST else f", or bits in its {FILE_NAME} to measure it otherwise")
-        )
-    if manifest.variant != data.variant:
-        wanted = f"wants {VARIANTS[data.variant]}" if data.variant else "says nothing of variants"
-        held = VARIANTS[manifest.variant] if manifest.variant else "a set without variants"
-        raise UserError(
-            f"{data.root}/{data.dataset} is {held}, but the configuration {wanted}: the two NLLs don't compare. To use "
-            f"what is there, set data.variant={manifest.variant or 'none'}"
-        )
-
-
-def _open(folder: Path, name: str, manifest: Manifest) -> Storage:
-    if manifest is EMBEDDED_MANIFEST:
-        with gzip.open(Path(__file__).parent / EMBEDDED / name) as file:
-            pixels = np.frombuffer(file.read(), np.uint8, offset=16)  # after the idx header
-        return Pixels(pixels.reshape(-1, *manifest.image_shape))
-    path = folder / name
-    if not path.is_file():
-        raise UserError(f"{path} is missing; prepare the set again")
-    storage: Storage
-    if path.suffix == ".txt":
-        assert manifest.folder is not None
-        storage = PictureFiles(Path(manifest.folder), path.read_text().splitlines(), manifest.image_shape)
-    else:
-        storage = NpyFile(path)
-    expected = (manifest.files[name].count, *manifest.image_shape)
-    if storage.shape != expected:
-        raise UserError(f"{path} holds {list(storage.shape)}, but {FILE_NAME} says {list(expected)}; prepare it again")
-    return storage
+# The released ImageNet script reads files in whatever order the file system gives, so its 5,000 validation images are
+# not reproducible; here files are in the order of their names. Test images are all of them in either case.
+DATASETS = {
+    "cifar10": Dataset(32, 3, 8, {"train.npy": 50_000, "test.npy": 10_000}, HeldOut(11172018, 5_000, at_start=True)),
+    "imagenet32": Dataset(32, 3, 8, {"train.npy": 1_281_149, "test.npy": 49_999}, HeldOut(42, 5_000, at_start=False)),
+    "imagenet64": Dataset(64, 3, 8, {"train.npy": 1_281_149, "test.npy": 49_999}, HeldOut(42, 5_000, at_start=False)),
+    "ffhq256": Dataset(256, 3, 5, {"images.npy": 70_000}, HeldOut(5, 7_000, at_start=False)),
+    "ffhq1024": Dataset(1024, 3, 8, {"train.txt": 65_000, "test.txt": 5_000}, None),
+    "fashion_mnist": Dataset(28, 1, 8, {"train.npy": 60_000, "test.npy": 10_000}, HeldOut(0, 5_000, at_start=True)),
+    # The 10,000 test images of Fashion-MNIST, split anew: not the standard 60,000 / 10,000 split.
+    "fashion_mnist_9k_1k": Dataset(28, 1, 8, {"t10k-images-idx3-ubyte.gz": 10_000}, HeldOut(0, 1_000, at_start=True)),
+}

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vdvae.data.pictures import check_shape, read_picture
+from vdvae.data.image_files import check_shape, read_picture
 from vdvae.errors import UserError
 
 Images = NDArray[np.uint8]

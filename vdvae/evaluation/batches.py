@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vdvae.data.loader import read_ahead
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Rows
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.processes import World

@@ -146,7 +146,7 @@ def cumulative_rate(curves: Mapping[str, Sequence[float]], resolutions: Sequence
 
 def rate_and_active_units(lines: Lines, latents: Mapping[int, int]) -> Figure:
     """The rate of each resolution over training and, where it was measured, which share of its latent variables is
-    active, see `units.active_units`.
+    active, see `active_units.active_units`.
 
     Args:
         lines: the lines of one run.
@@ -180,7 +180,7 @@ def reconstructions(grid: NDArray[np.uint8], latents: Mapping[int, int]) -> Figu
     Figure 4).
 
     Args:
-        grid: the picture that `images.reconstruction_grid` makes, uint8 [H, W, C].
+        grid: the picture that `grids.reconstruction_grid` makes, uint8 [H, W, C].
         latents: the number of latent variables per resolution, lowest first.
     """
     height, width = grid.shape[:2]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from vdvae import fast
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Rows
+from vdvae.evaluation.active_units import ActiveUnits
 from vdvae.evaluation.batches import measured
-from vdvae.evaluation.units import ActiveUnits
 from vdvae.model.likelihood import Binning, Mixture
 from vdvae.model.vdvae import VDVAE
 from vdvae.runtime.processes import World

@@ -5,7 +5,7 @@ from __future__ import annotations
 import imageio.v3 as iio
 import numpy as np
 
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 
 
 def png_bits_per_dim(split: Split, most: int = 1000) -> tuple[float, int]:

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from vdvae.fast.activation_checkpointing import checkpoint_blocks
 from vdvae.fast.allocator import give_back_freed_memory, keep_freed_memory
-from vdvae.fast.checkpointing import checkpoint_blocks
 from vdvae.fast.compiling import compile_blocks
 from vdvae.fast.forwards import FastVDVAE, has_hooks, swap_forwards
-from vdvae.fast.recorded import Recorded
+from vdvae.fast.record import Recorded
 from vdvae.model.vdvae import VDVAE
 
 __all__ = [

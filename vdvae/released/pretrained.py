@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vdvae.config import Config, load_config, load_model_config, override_section
-from vdvae.data.splits import Splits, load_splits
+from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import UserError
 from vdvae.files import read_torch_file
 from vdvae.model.config import ModelConfig

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vdvae.model.vdvae import Terms
 from vdvae.runtime.processes import World
-from vdvae.training.threshold import SkipThreshold
+from vdvae.training.gradient_skipping import SkipThreshold
 
 
 class Report(NamedTuple):

@@ -15,10 +15,10 @@ from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.precision import autocast, set_matmul_precision
 from vdvae.runtime.processes import World
 from vdvae.training.ema import EMA
+from vdvae.training.gradient_skipping import SkipThreshold
 from vdvae.training.loss_scale import LossScale
 from vdvae.training.metrics import Metrics, Report
 from vdvae.training.optimizer import adamw, learning_rate
-from vdvae.training.threshold import SkipThreshold
 
 ALIGNMENT = 16
 """Numbers: every gradient begins at 64 bytes, as vector units like it."""
@@ -83,7 +83,7 @@ class Update:
         else:
             self.world.sum(self.gradient)
         norm = torch.linalg.vector_norm(self.gradient) / self.loss_scale.value
-        applied = (norm < self.threshold.value).float()  # false for NaN
+        applied = self.threshold.applied(norm)
         clip = (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
         self.optimizer.param_groups[0]["lr"] = learning_rate(self.config, step)
         self.optimizer.grad_scale = self.loss_scale.value / clip  # type: ignore[attr-defined]  # what it divides by

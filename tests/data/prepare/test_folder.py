@@ -17,7 +17,7 @@ from vdvae import VDVAE
 from vdvae.config import Config, load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
-from vdvae.data.splits import Splits, load_splits
+from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
 from vdvae.runtime.processes import World
 from vdvae.training.update import Update

@@ -29,7 +29,7 @@ from vdvae.data.prepare.official import check_counts
 from vdvae.data.prepare.sources import Source
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
-from vdvae.data.splits import load_splits
+from vdvae.data.prepared import load_splits
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
 from vdvae.runtime.processes import World

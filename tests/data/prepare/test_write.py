@@ -17,11 +17,11 @@ import pytest
 
 from tests.data.conftest import Prepare, contents, set_up
 from tests.data.prepare import archives
-from vdvae.data.datasets import Rule
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare import write as write_module
 from vdvae.data.prepare.sources import Source
 from vdvae.data.prepare.write import locked, write_set
+from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from vdvae.config import Variant
-from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError
 

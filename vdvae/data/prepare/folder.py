@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vdvae.data.datasets import DATASETS, FEWEST, Rule, Rules
+from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.pictures import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header
-from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
 from vdvae.data.prepare.write import identity, prepared_before, write_set
+from vdvae.data.splits import DATASETS, FEWEST, Rule, Rules
 from vdvae.errors import UserError
 
 SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}

@@ -10,7 +10,7 @@ import yaml
 
 from vdvae.config import DataConfig, load_config
 from vdvae.data.manifest import Manifest
-from vdvae.data.splits import Split, open_splits
+from vdvae.data.prepared import Split, open_splits
 from vdvae.data.storage import pieces
 from vdvae.errors import UserError
 from vdvae.model.blockspec import pyramid

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from vdvae.data.datasets import DATASETS, FEWEST
 from vdvae.data.manifest import File, Manifest, official_manifest
 from vdvae.data.prepare.archive import Archive, Form, Sources, check_archive, find_form, no_address, refuse_web_page
 from vdvae.data.prepare.download import download
-from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import identity, prepared_before, write_set
+from vdvae.data.splits import DATASETS, FEWEST
 from vdvae.errors import UserError
 
 

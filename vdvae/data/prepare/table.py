@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from vdvae.config import Variant
-from vdvae.data.datasets import DATASETS
 from vdvae.data.prepare.archive import Archive, Form, Sources
 from vdvae.data.prepare.cifar10 import cifar10_binary, cifar10_python
-from vdvae.data.prepare.picture_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
 from vdvae.data.prepare.sources import Source, idx_images, npy_images, npz_images
+from vdvae.data.splits import DATASETS
 
 FACTS: dict[str, dict[str, Any]] = yaml.safe_load((Path(__file__).parent / "archives.yaml").read_bytes())
 """The facts of each archive, by its name."""

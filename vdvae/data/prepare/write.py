@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from vdvae.data.image_files import check_shape, read_header
 from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
-from vdvae.data.pictures import check_shape, read_header
 from vdvae.data.prepare.archive import Sources, sha256_of
-from vdvae.data.prepare.picture_source import Pictures
+from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vdvae.data.pictures import Header, fit, read_header, read_picture
+from vdvae.data.image_files import Header, fit, read_header, read_picture
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdvae.data.pictures import BACKGROUNDS, SUFFIXES, read_fitted
-from vdvae.data.prepare.picture_source import find_pictures
-from vdvae.data.splits import Split
+from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, read_fitted
+from vdvae.data.prepare.image_source import find_pictures
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Images, NpyFile, Pixels, Rows, Storage
 from vdvae.errors import UserError
 from vdvae.model.config import ModelConfig

@@ -12,10 +12,10 @@ from torch import Tensor
 from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config, load_config
-from vdvae.data.splits import Split
+from vdvae.data.prepared import Split
 from vdvae.data.storage import Pixels
 from vdvae.evaluation import nll
-from vdvae.evaluation.units import ACTIVE, latent_variables
+from vdvae.evaluation.active_units import ACTIVE, latent_variables
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.processes import World
 

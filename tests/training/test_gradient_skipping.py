@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vdvae.training.threshold import FACTOR, FIRST, QUANTILE, WINDOW, SkipThreshold
+from vdvae.training.gradient_skipping import FACTOR, FIRST, QUANTILE, WINDOW, SkipThreshold
 
 CPU = torch.device("cpu")
 

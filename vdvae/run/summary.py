@@ -6,16 +6,13 @@ import sys
 from pathlib import Path
 
 from vdvae.data.loader import first_images
-from vdvae.data.splits import Splits
-from vdvae.evaluation.images import reconstruction_grid, sample_grid, save_png
+from vdvae.data.prepared import Splits
+from vdvae.evaluation.grids import TEMPERATURES, reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL
 from vdvae.evaluation.png import png_bits_per_dim
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
-
-TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
-"""Those of the rows of samples, the first row first."""
 
 
 def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:

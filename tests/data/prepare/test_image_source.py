@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from tests.data.prepare import archives
-from vdvae.data.prepare import picture_source
-from vdvae.data.prepare.picture_source import decoded, find_pictures
+from vdvae.data.prepare import image_source
+from vdvae.data.prepare.image_source import decoded, find_pictures
 from vdvae.errors import UserError
 
 IMAGES = archives.random_images(30, 16)
 
 
 def test_processes_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture_source, "FEW", 0)
+    monkeypatch.setattr(image_source, "FEW", 0)
     monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * IMAGES[0].size)
     for i, image in enumerate(IMAGES):
         iio.imwrite(tmp_path / f"{i:02}.png", image)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.conftest import refuses
 from vdvae.fast import Recorded
-from vdvae.fast.operations import _Heap
+from vdvae.fast.cpu_record import _Heap
 
 
 def noise(seed: int) -> torch.Generator:

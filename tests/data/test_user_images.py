@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vdvae.config import Config
-from vdvae.data.inputs import open_inputs
+from vdvae.data.user_images import open_inputs
 from vdvae.errors import UserError
 
 GRAY = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)

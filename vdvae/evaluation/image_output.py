@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vdvae.errors import UserError
-from vdvae.evaluation.images import encode_png, grid, save_png
+from vdvae.evaluation.grids import encode_png, grid, save_png
 from vdvae.files import write_npz
 
 

@@ -1,4 +1,4 @@
-"""The gradient norm from which on updates are skipped (paper Section 4, Figure 6)."""
+"""Gradient skipping: which updates are applied, by the norm of their gradient (paper Section 4, Figure 6)."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class SkipThreshold:
         """An update is skipped if its norm is this or more."""
         self.recent = torch.full((WINDOW if self.is_auto else 0,), torch.nan, device=device)
         """Finite norms, in a ring; NaN elsewhere."""
+
+    def applied(self, norm: Tensor) -> Tensor:
+        """1 for an update with this gradient norm that is applied, 0 for one that is skipped, as for a norm of NaN."""
+        return (norm < self.value).float()
 
     @torch.no_grad()
     def add(self, norm: Tensor, step: int) -> None:

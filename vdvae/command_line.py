@@ -10,9 +10,9 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from vdvae.data.inputs import open_inputs
-from vdvae.data.pictures import BACKGROUNDS
-from vdvae.data.splits import Split
+from vdvae.data.image_files import BACKGROUNDS
+from vdvae.data.prepared import Split
+from vdvae.data.user_images import open_inputs
 from vdvae.errors import CommandLine, UserError
 from vdvae.model.arguments import Temperature, check_layers
 from vdvae.model.config import ModelConfig

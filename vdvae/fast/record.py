@@ -2,7 +2,7 @@
 
 A deep and narrow model spends much of its time not on arithmetic but around it: in Python, in autograd's graph, in the
 allocator, in launching kernels. None of that depends on the values, so it need not be done again. On a CPU the record
-is a list of operations (`operations`), on a GPU a CUDA graph (`cuda_graph`).
+is a list of operations (`cpu_record`), on a GPU a CUDA graph (`cuda_graph`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
-from vdvae.fast import cuda_graph, operations
+from vdvae.fast import cpu_record, cuda_graph
 
 Result = TypeVar("Result")
 MOST_KINDS = 64
@@ -90,7 +90,7 @@ class Recorded(Generic[Result]):
     def _record(self, inputs: tuple[Any, ...], kind: object) -> Any:
         own = tree_map_only(Tensor, torch.clone, inputs)
         tensors = [leaf for leaf in tree_leaves(own) if isinstance(leaf, Tensor)]
-        recorder = cuda_graph.record if self.device.type == "cuda" else operations.record
+        recorder = cuda_graph.record if self.device.type == "cuda" else cpu_record.record
 
         def work() -> Any:
             without = [t for t in self.watched() if isinstance(t, Tensor) and t.is_leaf and t.grad is None]

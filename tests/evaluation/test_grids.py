@@ -11,7 +11,7 @@ import torch
 from tests.conftest import random_model
 from vdvae import VDVAE
 from vdvae.config import Config
-from vdvae.evaluation.images import grid, interpolation, reconstruction_grid, sample_grid, save_gif, save_png
+from vdvae.evaluation.grids import grid, interpolation, reconstruction_grid, sample_grid, save_gif, save_png
 
 
 def test_grid_places_rows_and_columns_and_enlarges_small_images() -> None:

@@ -19,6 +19,8 @@ from vdvae.runtime.noise import Purpose, generator
 
 SMALLEST_CELL = 64
 """Images are enlarged by a whole factor to about this many pixels, so that a 28-pixel image can be seen."""
+TEMPERATURES = (1.0, 0.9, 0.8, 0.7)
+"""The temperatures of the rows of a grid of samples, unless told otherwise."""
 LOW_TEMPERATURE = 0.1
 """The temperature of the prior above the resolution up to which posterior latents are used (paper Figure 4)."""
 

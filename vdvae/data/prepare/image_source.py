@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from vdvae.data.pictures import check_shape, read_picture
+from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
 from vdvae.data.storage import Images, pieces

@@ -1,0 +1,143 @@
+"""Opening a prepared set, and what a model or a configuration must not be pointed at."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import Prepare
+from tests.data.prepare import archives
+from vdvae.config import Config, DataConfig, load_config
+from vdvae.data.prepared import load_splits
+from vdvae.data.storage import NpyFile, Pixels
+from vdvae.errors import UserError
+
+
+def test_embedded_images(tiny: Config) -> None:
+    """9,000 and 1,000 different images, together the 10,000 of the file."""
+    splits = load_splits(tiny.data, tiny.model)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (9_000, 1_000, 1_000)
+    assert sorted([*splits.train.rows, *splits.test.rows]) == list(range(10_000))
+    first = splits.train.read(np.arange(3))
+    assert first.shape == (3, 28, 28, 1)
+    assert first.dtype == np.uint8
+    assert isinstance(splits.train.storage, Pixels)
+    assert splits.train.storage.pixels.mean() == pytest.approx(73.15, abs=0.01)  # of Zalando's test images
+
+
+@pytest.fixture
+def root(tmp_path: Path, prepare: Prepare) -> Path:
+    """Folder of prepared sets: ImageNet-32 of either kind, of 20 and 5 images."""
+    archives.imagenet_pngs(tmp_path)
+    assert prepare("imagenet32", "--from", ".", "--partial")[0] == 0
+    (tmp_path / "npz").mkdir()
+    archives.imagenet_npz(tmp_path / "npz")
+    assert prepare("imagenet32", "--from", "npz", "--partial", "--to", "newer")[0] == 0
+    return tmp_path / "data"
+
+
+def test_files_are_opened_and_not_read(root: Path) -> None:
+    splits = load_splits(DataConfig("imagenet32", str(root), "original"), load_config("imagenet32", []).model)
+    assert isinstance(splits.train.storage, NpyFile)
+    assert np.array_equal(splits.test.read(np.array([3])), np.load(root / "imagenet32/test.npy")[3:4])
+    assert splits.manifest.facts() == {"dataset": "imagenet32", "variant": "original", "partial": True, "bits": 8}
+
+
+@pytest.mark.parametrize(
+    ("hps", "settings", "said"),
+    [
+        (
+            "imagenet64",
+            "data.dataset=imagenet32",
+            "imagenet32 has 3 channels of 32 pixels, but the model has model.image",
+        ),
+        ("fashion", "data.dataset=imagenet32", "has 3 channels of 32 pixels, but the model has model.image_channels 1"),
+        (
+            "imagenet32",
+            "model.bits=5",
+            "imagenet32 is measured at 8 bits, but the model has model.bits 5: the two NLLs",
+        ),
+        ("imagenet32", "data.variant=newer", "is the original down-sampling, van den Oord et al. 2016, but the config"),
+        (
+            "imagenet32",
+            "data.root=newer",
+            "is the newer down-sampling, Chrabaszcz et al. 2017, but the configuration wants",
+        ),
+        ("imagenet32", "data.root=newer", "To use what is there, set data.variant=newer"),
+        ("cifar10", "data.dataset=imagenet32", "but the configuration says nothing of variants"),
+        (
+            "cifar10",
+            "",
+            "data set cifar10 is not at data/cifar10: run ./setup_data.sh cifar10, or set data.root to where",
+        ),
+        ("cifar10", "data.root=/x", "is not at /x/cifar10: run ./setup_data.sh cifar10 --to /x, or set data.root to"),
+        (
+            "cifar10",
+            "data.dataset=cifar",
+            "no data set 'cifar' (did you mean 'cifar10'?); there are cifar10, imagenet32",
+        ),
+        ("cifar10", "data.dataset=photos", "and your own images by scripts/prepare_data.py folder"),
+    ],
+)
+def test_a_preset_pointed_at_the_wrong_set(hps: str, settings: str, said: str, root: Path) -> None:
+    config = load_config(hps, settings.split())
+    with pytest.raises(UserError) as error:
+        load_splits(config.data, config.model)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def edit(**changes: object) -> Callable[[Path], object]:
+    """Changes entries of dataset.json."""
+
+    def damage(folder: Path) -> None:
+        content = json.loads((folder / "dataset.json").read_text())
+        (folder / "dataset.json").write_text(json.dumps({**content, **changes}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "test.npy").unlink(), "test.npy is missing; prepare the set again"),
+        (lambda folder: os.truncate(folder / "train.npy", 9000), "train.npy is no .npy file, or cut off"),
+        (
+            lambda folder: np.save(folder / "test.npy", np.zeros((4, 32, 32, 3), np.uint8)),
+            "but dataset.json says [5, 32",
+        ),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json is damaged"),
+        (edit(files={"train.npy": 3}), "dataset.json is damaged"),
+        (edit(splits={}), "dataset.json is damaged ('train'); prepare the set again"),
+        (edit(more=1), "dataset.json is damaged"),
+        (edit(image_size="32"), "dataset.json is damaged"),
+        (edit(variant="old"), "dataset.json is damaged"),
+        (edit(files={"train.npy": {"count": 3, "sha256": ""}}), "dataset.json is damaged"),
+        (edit(format=2), "dataset.json has format 2; this version reads format 1: prepare the set again"),
+    ],
+)
+def test_a_damaged_set(damage: Callable[[Path], object], said: str, root: Path) -> None:
+    config = load_config("imagenet32", [])
+    damage(root / "imagenet32")
+    with pytest.raises(UserError) as error:
+        load_splits(config.data, config.model)
+    assert said in str(error.value)
+
+
+def test_bits_can_be_chosen_in_the_manifest(root: Path) -> None:
+    """Who measures at another number of bits says so where the set is."""
+    edit(bits=5)(root / "imagenet32")
+    config = load_config("imagenet32", ["model.bits=5"])
+    assert load_splits(config.data, config.model).manifest.facts()["bits"] == 5
+
+
+def test_wrong_channels(tiny: Config) -> None:
+    model = replace(tiny.model, image_channels=3)
+    with pytest.raises(UserError, match=r"has 1 channels of 28 pixels, but the model has model\.image_channels 3"):
+        load_splits(tiny.data, model)
