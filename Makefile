@@ -3,13 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint style types
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
+
+.PHONY: demo test test-long test-all lint style types
 
 demo: $(INSTALLED)
 	$(BIN)/python train.py --hps fashion
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(PYTEST) -m "not long"
+
+test-long: $(INSTALLED)
+	$(PYTEST) -m long
+
+test-all: $(INSTALLED)
+	$(PYTEST)
 
 lint: style types
 

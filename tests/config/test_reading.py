@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, refuses, says
 from vdvae.config import PRESETS, differing_keys, from_dict, load_config, save_config, to_dict
 from vdvae.config.reading import _coerce
 from vdvae.errors import UserError
@@ -56,23 +56,24 @@ def test_a_union_takes_what_fits_one_of_its_types(value: Any, hint: Any, convert
 
 
 @pytest.mark.parametrize(
-    ("value", "hint", "said"),
+    ("value", "hint", "words"),
     [
-        ("fast", float | Literal["auto"], "train.key must be a number or auto, not 'fast'"),
-        (None, float | Literal["auto"], "train.key must be a number or auto, not None"),
-        (True, float | Literal["auto"], "train.key must be a number or auto, not True"),
-        ([1], int | Literal["a", "b"] | None, "train.key must be a whole number or one of a, b, not a list"),
-        ("c", Literal["a", "b"] | None, "train.key must be one of a, b, not 'c'"),
-        (True, Literal[1, 3], "train.key must be one of 1, 3, not True"),
-        (10**400, Literal[1, 3], "train.key must be one of 1, 3, not a number that large"),
-        ("1e30", int, "train.key must be below 2**63, not '1e30'"),
-        ("x" * 1000, int, f"train.key must be a whole number, not '{'x' * 99} ..."),
+        ("fast", float | Literal["auto"], "number auto 'fast'"),
+        (None, float | Literal["auto"], "number auto None"),
+        (True, float | Literal["auto"], "number auto True"),
+        ([1], int | Literal["a", "b"] | None, "whole a, b list"),
+        ("c", Literal["a", "b"] | None, "a, b 'c'"),
+        (True, Literal[1, 3], "1, 3 True"),
+        (10**400, Literal[1, 3], "1, 3 large"),
+        ("1e30", int, "2**63 '1e30'"),
+        ("x" * 1000, int, f"whole '{'x' * 99} ..."),
     ],
 )
-def test_what_a_union_does_not_take(value: Any, hint: Any, said: str) -> None:
+def test_what_a_union_does_not_take(value: Any, hint: Any, words: str) -> None:
     with pytest.raises(UserError) as error:
         _coerce(value, hint, "train.key")
-    assert str(error.value) == said
+    says(error.value, f"train.key {words}")
+    assert len(str(error.value)) < 200
 
 
 @pytest.mark.parametrize("path", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -89,80 +90,79 @@ def test_differing_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hps", "override", "said"),
+    ("hps", "override", "words"),
     [
-        ("imagnet32", "", "there is no preset 'imagnet32' (did you mean 'imagenet32'?); configs/ has cifar10, fash"),
-        ("nothing.yaml", "", "there is no preset 'nothing.yaml'"),
-        ("cifar10", "train.learning_rate=1", "command line: unknown key train.learning_rate"),
-        ("cifar10", "train.batchsize=1", "unknown key train.batchsize (did you mean 'batch_size'?)"),
-        ("cifar10", "trian.lr=1", "unknown section 'trian' (did you mean 'train'?)"),
-        ("cifar10", "lr=1", "'lr=1' is not of the form section.key=value"),
-        ("cifar10", "train.lr", "'train.lr' is not of the form section.key=value"),
-        ("cifar10", "train.lr=fast", "command line: train.lr must be a number, not 'fast'"),
-        ("cifar10", "train.lr=nan", "train.lr must be a number, not 'nan'"),
-        ("cifar10", "train.lr=0", "train.lr must be above 0"),
-        ("cifar10", "train.batch_size=1.5", "train.batch_size must be a whole number, not '1.5'"),
-        ("cifar10", "train.batch_size=inf", "train.batch_size must be a whole number, not 'inf'"),
-        ("cifar10", "train.batch_size=0", "train.batch_size must be at least 1"),
-        ("cifar10", "train.compile=1", "train.compile must be true or false"),
-        ("cifar10", "train.precision=fp8", "train.precision must be one of fp32, tf32, bf16, fp16, not 'fp8'"),
-        ("cifar10", "train.ema_decay=1", "train.ema_decay must be from 0 to below 1"),
-        ("imagenet32", "data.variant=old", "data.variant must be one of original, newer, not 'old'"),
-        ("cifar10", "data.workers=0", "data.workers must be at least 1"),
-        ("cifar10", "data.workers=1e6", "data.workers must be at most 1000, not 1000000"),
-        ("cifar10", "model.image_channels=2", "model.image_channels must be one of 1, 3"),
-        ("cifar10", "model.bits=9", "model.bits must be from 1 to 8"),
-        ("cifar10", "model.width=3", "0.25 of width 3 at resolution"),
-        ("cifar10", "model.width=1e30", "model.width must be below 2**63, not '1e30'"),
-        ("cifar10", "model.zdim=1e6", "model.zdim must be from 1 to 65536, not 1000000"),
-        ("cifar10", "model.custom_width_str=1:65537", "65537 at 1 is above 65536, the most"),
-        ("cifar10", "model.bottleneck_multiple=inf", "model.bottleneck_multiple must be above 0, at most 16, not inf"),
-        ("cifar10", "model.input_scale=0", "model.input_scale must be finite and not 0, not 0.0"),
-        ("cifar10", "model.input_shift=-inf", "model.input_shift must be finite, not -inf"),
-        ("cifar10", "model.no_bias_above=-1", "model.no_bias_above must not be negative, not -1"),
-        ("cifar10", "model.custom_width_str=12:3", "no block has resolution 12"),
-        ("cifar10", "model.enc_blocks=32x11,32d3", "'32d3' cannot pool resolution 32 by 3"),
-        ("ffhq256", "model.bits=4 model.binning=released", "released exists for 5 and 8 bits"),
+        ("imagnet32", "", "'imagnet32' 'imagenet32' configs/ cifar10"),
+        ("nothing.yaml", "", "'nothing.yaml'"),
+        ("cifar10", "train.learning_rate=1", "command line train.learning_rate"),
+        ("cifar10", "train.batchsize=1", "train.batchsize 'batch_size'"),
+        ("cifar10", "trian.lr=1", "'trian' 'train'"),
+        ("cifar10", "lr=1", "'lr=1' section.key=value"),
+        ("cifar10", "train.lr", "'train.lr' section.key=value"),
+        ("cifar10", "train.lr=fast", "command line train.lr number 'fast'"),
+        ("cifar10", "train.lr=nan", "train.lr number 'nan'"),
+        ("cifar10", "train.lr=0", "train.lr above 0"),
+        ("cifar10", "train.batch_size=1.5", "train.batch_size whole '1.5'"),
+        ("cifar10", "train.batch_size=inf", "train.batch_size whole 'inf'"),
+        ("cifar10", "train.batch_size=0", "train.batch_size least 1"),
+        ("cifar10", "train.compile=1", "train.compile true false"),
+        ("cifar10", "train.precision=fp8", "train.precision fp32, tf32, bf16, fp16 'fp8'"),
+        ("cifar10", "train.ema_decay=1", "train.ema_decay 0 below 1"),
+        ("imagenet32", "data.variant=old", "data.variant original newer 'old'"),
+        ("cifar10", "data.workers=0", "data.workers least 1"),
+        ("cifar10", "data.workers=1e6", "data.workers most 1000 1000000"),
+        ("cifar10", "model.image_channels=2", "model.image_channels 1, 3"),
+        ("cifar10", "model.bits=9", "model.bits 1 8"),
+        ("cifar10", "model.width=3", "0.25 width 3 resolution"),
+        ("cifar10", "model.width=1e30", "model.width 2**63 '1e30'"),
+        ("cifar10", "model.zdim=1e6", "model.zdim 65536 1000000"),
+        ("cifar10", "model.custom_width_str=1:65537", "65537 65536"),
+        ("cifar10", "model.bottleneck_multiple=inf", "model.bottleneck_multiple 0 16 inf"),
+        ("cifar10", "model.input_scale=0", "model.input_scale finite 0.0"),
+        ("cifar10", "model.input_shift=-inf", "model.input_shift finite -inf"),
+        ("cifar10", "model.no_bias_above=-1", "model.no_bias_above negative -1"),
+        ("cifar10", "model.custom_width_str=12:3", "resolution 12"),
+        ("cifar10", "model.enc_blocks=32x11,32d3", "'32d3' 32 3"),
+        ("ffhq256", "model.bits=4 model.binning=released", "released 5 8 bits"),
     ],
 )
-def test_one_line_for_each_mistake(hps: str, override: str, said: str) -> None:
+def test_one_line_for_each_mistake(hps: str, override: str, words: str) -> None:
     with pytest.raises(ValueError) as error:
         load_config(hps, override.split())
-    assert said in str(error.value)
+    says(error.value, words)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "words"),
     [
-        ("model: {custom_width_str: 16:24}", "model.custom_width_str must be text (in quotes), not 984"),
-        ("model: 3", "section model must hold keys and values"),
-        ("- 1", "must hold the sections model, data, train"),
-        ("model: {", "not valid YAML"),
-        ("[]", "must hold the sections model, data, train"),
-        ("train: {lr: !!bool maybe}", "not valid YAML: KeyError, 'maybe'"),
-        ("[" * 2000, "not valid YAML: RecursionError"),
-        ("train: {lr: 1, lr: 1}", "not valid YAML: 'lr' is there twice"),
-        ("train: {lr: 1}\nmodel: {}\ntrain: {seed: 1}", "not valid YAML: 'train' is there twice"),
-        ("base: loop", "its `base` leads back to itself"),
-        ("base: ../here/loop", "its `base` leads back to itself"),
-        ("base: [cifar10]", "base must be text (in quotes), not a list"),
-        ("train: {lr: true}", "train.lr must be a number, not True"),
-        ("data: {dataset: cifar10}", "model.enc_blocks is not set, and it has no default"),
+        ("model: {custom_width_str: 16:24}", "model.custom_width_str quotes 984"),
+        ("model: 3", "section model keys"),
+        ("- 1", "loop.yaml model data train"),
+        ("model: {", "YAML"),
+        ("[]", "loop.yaml model data train"),
+        ("train: {lr: !!bool maybe}", "YAML 'maybe'"),
+        ("[" * 2000, "YAML RecursionError"),
+        ("train: {lr: 1, lr: 1}", "'lr' twice"),
+        ("train: {lr: 1}\nmodel: {}\ntrain: {seed: 1}", "'train' twice"),
+        ("base: loop", "loop.yaml `base` itself"),
+        ("base: ../here/loop", "loop.yaml `base` itself"),
+        ("base: [cifar10]", "base quotes list"),
+        ("train: {lr: true}", "train.lr number True"),
+        ("data: {dataset: cifar10}", "model.enc_blocks not set"),
     ],
 )
-def test_one_line_for_each_mistake_in_a_file(text: str, said: str, tmp_path: Path) -> None:
+def test_one_line_for_each_mistake_in_a_file(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "here/loop.yaml"
     path.parent.mkdir()
     path.write_text(text)
-    with pytest.raises(ValueError) as error:
+    with refuses(words):
         load_config(str(path), [])
-    assert said in str(error.value)
 
 
 def test_a_file_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes("data: {root: Köln}".encode("latin-1"))
-    with pytest.raises(UserError, match=r"mine\.yaml: not valid YAML: unacceptable character #x00f6"):
+    with refuses("mine.yaml YAML x00f6", UserError):
         load_config(f"cifar10,{tmp_path / 'mine.yaml'}", [])
 
 

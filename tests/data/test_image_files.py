@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import refuses
 from vdvae.data.image_files import Header, fit, read_header, read_picture
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -79,38 +80,37 @@ def test_transparency_shows_the_background(name: str, value: int) -> None:
 
 def test_a_transparent_colour_of_a_palette_is_transparency() -> None:
     content = palette_png(transparency=int(np.asarray(PALETTE)[0, 0]))
-    with pytest.raises(UserError, match=r"leaf\.png is partly transparent; --background white"):
+    with refuses("leaf.png transparent --background", UserError):
         read_picture(content, "leaf.png")
     assert read_picture(content, "leaf.png", background=7)[0, 0].tolist() == [7, 7, 7]
 
 
 REFUSED: dict[str, tuple[bytes, str]] = {
-    "CMYK": (encoded(COLOUR, "JPEG", mode="CMYK"), "is in CMYK, which has no agreed way to RGB; convert it first"),
+    "CMYK": (encoded(COLOUR, "JPEG", mode="CMYK"), "CMYK RGB"),
     "alpha": (
         encoded(np.concatenate([COLOUR, ALPHA], -1)),
-        "is partly transparent; --background white (or black) puts",
+        "transparent --background white black",
     ),
     "animated": (
         encoded(COLOUR, "WEBP", save_all=True, append_images=[Image.fromarray(255 - COLOUR)]),
-        "is animated; keep one of its frames",
+        "animated",
     ),
-    "truncated": (encoded(COLOUR)[:-60], "is damaged: "),
-    "truncated JPEG": (encoded(COLOUR, "JPEG")[:-60], "is damaged: "),
-    "a header only": (encoded(COLOUR)[:20], "is no image, or its beginning is damaged"),
-    "text": (b"hello", "is no image, or its beginning is damaged"),
-    "empty": (b"", "is no image, or its beginning is damaged"),
+    "truncated": (encoded(COLOUR)[:-60], "damaged"),
+    "truncated JPEG": (encoded(COLOUR, "JPEG")[:-60], "damaged"),
+    "a header only": (encoded(COLOUR)[:20], "no image"),
+    "text": (b"hello", "no image"),
+    "empty": (b"", "no image"),
 }
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_kinds_that_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    content, said = REFUSED[kind]
+    content, words = REFUSED[kind]
     path = tmp_path / "a b.png"
     path.write_bytes(content)
     for source in (content, path):
-        with pytest.raises(UserError) as error:
+        with refuses(f"b.png {words}", UserError):
             read_picture(source, str(path))
-        assert str(error.value).startswith(f"{path} {said}")
 
 
 def test_fit_takes_the_middle_and_keeps_the_mean() -> None:
@@ -124,12 +124,12 @@ def test_fit_takes_the_middle_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    ("crop", "size", "said"),
+    ("crop", "size", "words"),
     [
-        (False, 16, "x is 100 x 64 and not square; --crop center takes its middle"),
-        (True, 65, "x is 100 x 64, smaller than 65; give a larger image"),
+        (False, 16, "x 100 64 square --crop center"),
+        (True, 65, "x 100 64 65"),
     ],
 )
-def test_what_does_not_fit(crop: bool, size: int, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_what_does_not_fit(crop: bool, size: int, words: str) -> None:
+    with refuses(words, UserError):
         fit(np.zeros((64, 100, 3), np.uint8), size, crop, "x")

@@ -16,6 +16,7 @@ import torch
 from measuring.memory import memory_mb
 from numpy.typing import NDArray
 
+from tests.conftest import refuses
 from vdvae.config import DataConfig
 from vdvae.data.loader import BatchOrder, read_ahead, training_batches
 from vdvae.data.prepared import Split
@@ -121,30 +122,29 @@ def test_a_file_that_shrinks_under_a_run(tmp_path: Path) -> None:
     storage = NpyFile(tmp_path / "a.npy")
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(1000)
-    with pytest.raises(UserError, match=r"a\.npy ends early"):
+    with refuses("a.npy ends", UserError):
         storage.read(np.array([49]))
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "words"),
     [
-        (np.zeros((2, 3, 3, 3), np.float32), "must hold uint8 [N, H, W, C], not float32 [2, 3, 3, 3]"),
-        (np.zeros((2, 27), np.uint8), "must hold uint8 [N, H, W, C], not uint8 [2, 27]"),
-        (np.asfortranarray(np.zeros((2, 3, 3, 3), np.uint8)), "must hold uint8 [N, H, W, C]"),
+        (np.zeros((2, 3, 3, 3), np.float32), "float32 [2, 3, 3, 3]"),
+        (np.zeros((2, 27), np.uint8), "[2, 27]"),
+        (np.asfortranarray(np.zeros((2, 3, 3, 3), np.uint8)), ""),
     ],
 )
-def test_other_arrays_are_refused(array: NDArray[Any], said: str, tmp_path: Path) -> None:
+def test_other_arrays_are_refused(array: NDArray[Any], words: str, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(UserError) as error:
+    with refuses(f"a.npy uint8 [N, H, W, C] {words}", UserError):
         NpyFile(tmp_path / "a.npy")
-    assert said in str(error.value)
 
 
 @pytest.mark.parametrize("length", [0, 5, 100, 1000])
 def test_a_file_that_is_cut_off(length: int, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((50, 5, 5, 3), np.uint8))
     os.truncate(tmp_path / "a.npy", length)
-    with pytest.raises(UserError, match="cut off"):
+    with refuses("a.npy cut off", UserError):
         NpyFile(tmp_path / "a.npy")
 
 
@@ -163,5 +163,5 @@ def test_files_of_their_own_are_decoded_by_processes_in_the_same_order(tmp_path:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1\.png is missing"):
+    with refuses("1.png missing", UserError):
         PictureFiles(tmp_path, ["0.png", "1.png"], (6, 6, 3)).read(np.array([1]))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import refuses
 from tests.data.conftest import Prepare
 from tests.data.prepare import archives
 from vdvae.config import Config, DataConfig, load_config
@@ -50,47 +51,45 @@ def test_files_are_opened_and_not_read(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hps", "settings", "said"),
+    ("hps", "settings", "words"),
     [
         (
             "imagenet64",
             "data.dataset=imagenet32",
-            "imagenet32 has 3 channels of 32 pixels, but the model has model.image",
+            "imagenet32 32 model.image_size 64",
         ),
-        ("fashion", "data.dataset=imagenet32", "has 3 channels of 32 pixels, but the model has model.image_channels 1"),
+        ("fashion", "data.dataset=imagenet32", "imagenet32 3 model.image_channels 1"),
         (
             "imagenet32",
             "model.bits=5",
-            "imagenet32 is measured at 8 bits, but the model has model.bits 5: the two NLLs",
+            "imagenet32 8 model.bits 5",
         ),
-        ("imagenet32", "data.variant=newer", "is the original down-sampling, van den Oord et al. 2016, but the config"),
+        ("imagenet32", "data.variant=newer", "original newer"),
         (
             "imagenet32",
             "data.root=newer",
-            "is the newer down-sampling, Chrabaszcz et al. 2017, but the configuration wants",
+            "newer original",
         ),
-        ("imagenet32", "data.root=newer", "To use what is there, set data.variant=newer"),
-        ("cifar10", "data.dataset=imagenet32", "but the configuration says nothing of variants"),
+        ("imagenet32", "data.root=newer", "data.variant=newer"),
+        ("cifar10", "data.dataset=imagenet32", "variant"),
         (
             "cifar10",
             "",
-            "data set cifar10 is not at data/cifar10: run ./setup_data.sh cifar10, or set data.root to where",
+            "data/cifar10 ./setup_data.sh data.root",
         ),
-        ("cifar10", "data.root=/x", "is not at /x/cifar10: run ./setup_data.sh cifar10 --to /x, or set data.root to"),
+        ("cifar10", "data.root=/x", "/x/cifar10 ./setup_data.sh --to data.root"),
         (
             "cifar10",
             "data.dataset=cifar",
-            "no data set 'cifar' (did you mean 'cifar10'?); there are cifar10, imagenet32",
+            "'cifar' 'cifar10' imagenet32",
         ),
-        ("cifar10", "data.dataset=photos", "and your own images by scripts/prepare_data.py folder"),
+        ("cifar10", "data.dataset=photos", "'photos' scripts/prepare_data.py"),
     ],
 )
-def test_a_preset_pointed_at_the_wrong_set(hps: str, settings: str, said: str, root: Path) -> None:
+def test_a_preset_pointed_at_the_wrong_set(hps: str, settings: str, words: str, root: Path) -> None:
     config = load_config(hps, settings.split())
-    with pytest.raises(UserError) as error:
+    with refuses(words, UserError):
         load_splits(config.data, config.model)
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 def edit(**changes: object) -> Callable[[Path], object]:
@@ -104,30 +103,29 @@ def edit(**changes: object) -> Callable[[Path], object]:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "words"),
     [
-        (lambda folder: (folder / "test.npy").unlink(), "test.npy is missing; prepare the set again"),
-        (lambda folder: os.truncate(folder / "train.npy", 9000), "train.npy is no .npy file, or cut off"),
+        (lambda folder: (folder / "test.npy").unlink(), "test.npy missing"),
+        (lambda folder: os.truncate(folder / "train.npy", 9000), "train.npy cut off"),
         (
             lambda folder: np.save(folder / "test.npy", np.zeros((4, 32, 32, 3), np.uint8)),
-            "but dataset.json says [5, 32",
+            "test.npy dataset.json [5, 32",
         ),
-        (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json is damaged"),
-        (edit(files={"train.npy": 3}), "dataset.json is damaged"),
-        (edit(splits={}), "dataset.json is damaged ('train'); prepare the set again"),
-        (edit(more=1), "dataset.json is damaged"),
-        (edit(image_size="32"), "dataset.json is damaged"),
-        (edit(variant="old"), "dataset.json is damaged"),
-        (edit(files={"train.npy": {"count": 3, "sha256": ""}}), "dataset.json is damaged"),
-        (edit(format=2), "dataset.json has format 2; this version reads format 1: prepare the set again"),
+        (lambda folder: (folder / "dataset.json").write_text("{"), "dataset.json damaged"),
+        (edit(files={"train.npy": 3}), "dataset.json damaged"),
+        (edit(splits={}), "dataset.json damaged 'train'"),
+        (edit(more=1), "dataset.json damaged"),
+        (edit(image_size="32"), "dataset.json damaged"),
+        (edit(variant="old"), "dataset.json damaged"),
+        (edit(files={"train.npy": {"count": 3, "sha256": ""}}), "dataset.json damaged"),
+        (edit(format=2), "dataset.json format 2 1"),
     ],
 )
-def test_a_damaged_set(damage: Callable[[Path], object], said: str, root: Path) -> None:
+def test_a_damaged_set(damage: Callable[[Path], object], words: str, root: Path) -> None:
     config = load_config("imagenet32", [])
     damage(root / "imagenet32")
-    with pytest.raises(UserError) as error:
+    with refuses(words, UserError):
         load_splits(config.data, config.model)
-    assert said in str(error.value)
 
 
 def test_bits_can_be_chosen_in_the_manifest(root: Path) -> None:
@@ -139,5 +137,5 @@ def test_bits_can_be_chosen_in_the_manifest(root: Path) -> None:
 
 def test_wrong_channels(tiny: Config) -> None:
     model = replace(tiny.model, image_channels=3)
-    with pytest.raises(UserError, match=r"has 1 channels of 28 pixels, but the model has model\.image_channels 3"):
+    with refuses("1 model.image_channels 3", UserError):
         load_splits(tiny.data, model)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.conftest import set_up
+from tests.conftest import refuses, says
+from tests.data.conftest import Prepare, set_up
 from tests.data.prepare import archives
 from vdvae.data.prepare.download import download
 from vdvae.errors import UserError
@@ -88,30 +89,30 @@ def test_a_connection_that_closes_early_goes_on(server: Server, tmp_path: Path) 
 
 
 def test_failures_keep_what_came(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="/nothing cannot be downloaded: HTTP Error 404: Not Found; get it elsewhere"):
+    with refuses("/nothing 404", UserError):
         download(f"{server.url}/nothing", tmp_path / "nothing")
     (tmp_path / "file.part").write_bytes(CONTENT[:1000])
-    with pytest.raises(UserError, match="the 1,000 bytes that came are kept, and the same command goes on"):
+    with refuses("1,000 bytes kept", UserError):
         download("http://127.0.0.1:9/file", tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file.part"]
 
 
-def test_set_up_from_a_mirror(server: Server, tmp_path: Path) -> None:
+def test_set_up_from_a_mirror(server: Server, tmp_path: Path, prepare: Prepare) -> None:
     """With a wrong checksum nothing is kept; as a part of the set it is accepted."""
     archives.cifar10_binary(tmp_path)
     archives.cifar10_python(tmp_path)
     server.files |= {f"/{path.name}": path.read_bytes() for path in tmp_path.iterdir()}
     result = set_up(tmp_path, "cifar10", "--from", server.url)
     assert result.returncode == 2
-    assert "bytes, the official file 170,498,071: it is cut off or another file" in result.stderr
+    says(result.stderr, "bytes official 170,498,071")
     assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/downloads"]
-    assert set_up(tmp_path, "cifar10", "--from", server.url, "--partial").returncode == 0
+    assert prepare("cifar10", "--from", server.url, "--partial")[0] == 0
     assert (tmp_path / "data/cifar10/dataset.json").is_file()
 
 
-def test_a_web_page_under_the_name_of_an_archive(server: Server, tmp_path: Path) -> None:
+def test_a_web_page_under_the_name_of_an_archive(server: Server, tmp_path: Path, prepare: Prepare) -> None:
     server.files["/ffhq-256.npy"] = b"<html>sign in to download</html>"
-    result = set_up(tmp_path, "ffhq256", "--from", server.url)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("error: data/downloads/ffhq-256.npy is a web page")
+    status, _, err = prepare("ffhq256", "--from", server.url)
+    assert status == 2
+    says(err.splitlines()[-1], "error: data/downloads/ffhq-256.npy web page")
     assert list((tmp_path / "data").rglob("*")) == [tmp_path / "data/downloads"]

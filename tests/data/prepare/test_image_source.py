@@ -24,5 +24,5 @@ def test_processes_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "27.png").write_bytes((tmp_path / "27.png").read_bytes()[:300])
     chunks = decoded(find_pictures(tmp_path, (".png",))[0], (16, 16, 3)).chunks(5)
     assert np.array_equal(np.concatenate([next(chunks) for _ in range(5)]), IMAGES[5:25])
-    with pytest.raises(UserError, match=r"^.*/27\.png is damaged: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^.*/27\.png .*damaged[^\n]*$"):
         list(chunks)

@@ -46,6 +46,7 @@ def _append(url: str, part: Path) -> None:
     try:
         answer = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
+        error.close()
         if start and error.code == 416:  # nothing after what is here: it is whole
             return
         raise
