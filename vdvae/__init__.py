@@ -7,6 +7,8 @@ from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
 from vdvae.released.pretrained import load_pretrained
 
+__version__ = "0.2.0"  # pyproject.toml reads it from here
+
 __all__ = [
     "VDVAE",
     "DiagonalGaussian",
@@ -15,5 +17,6 @@ __all__ = [
     "ModelConfig",
     "Pass",
     "Terms",
+    "__version__",
     "load_pretrained",
 ]
