@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal --durations 15
 
-.PHONY: demo test test-long test-all lint style types
+.PHONY: demo test test-long test-all lint ruff mypy
 
 demo: $(INSTALLED)
 	$(BIN)/python train.py --hps fashion
@@ -19,13 +19,13 @@ test-long: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(PYTEST)
 
-lint: style types
+lint: ruff mypy
 
-style: $(INSTALLED)
+ruff: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(INSTALLED)
+mypy: $(INSTALLED)
 	$(BIN)/mypy
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -18,10 +18,13 @@ import pytest
 import torch
 
 from vdvae import VDVAE, ModelConfig
-from vdvae.config import Config, load_config
+from vdvae.config import PRESETS, Config, load_config
+from vdvae.data.prepare.fragment import MARK
 
 ROOT = Path(__file__).parent.parent
 TINY = Path(__file__).parent / "tiny.yaml"
+PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.read_text().startswith(MARK))
+"""Without the fragments that scripts/prepare_data.py put there for sets of one's own."""
 
 Command = Callable[..., CompletedProcess[str]]
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
-from vdvae import VDVAE
+from vdvae import VDVAE, __version__
 from vdvae.config import load_config
 from vdvae.run import checkpoint
 
 WEIGHTS = "imagenet64-iter-1600000-model-ema.th"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NUM_PHOTOS = 6
 
 
@@ -179,6 +179,11 @@ def test_links_lead_somewhere(document: Path) -> None:
             assert link[1:] in anchors, link
         elif not re.match(r"https?://", link):
             assert (document.parent / link.partition("#")[0]).exists(), link
+
+
+def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
+    versions = re.findall(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert versions[0] == __version__
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-small.md")), ids=lambda path: path.stem)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vdvae.config import PRESETS, load_config
+from tests.conftest import PRESET_NAMES
+from vdvae.config import load_config
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.splits import DATASETS
 
@@ -65,7 +66,7 @@ def test_a_part_of_a_set_holds_out_the_same_share() -> None:
     assert ends("cifar10", {"train.npy": 500, "test.npy": 7})["valid"][0] == 50
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+@pytest.mark.parametrize("name", PRESET_NAMES)
 def test_every_preset_fits_its_set(name: str) -> None:
     config = load_config(name, [])
     dataset = DATASETS[config.data.dataset]

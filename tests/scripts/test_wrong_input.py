@@ -22,8 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train
-from tests.conftest import ROOT, TINY
-from vdvae.config import PRESETS
+from tests.conftest import PRESET_NAMES, ROOT, TINY
 from vdvae.config.reading import SECTIONS
 from vdvae.run.directory import LOCK
 
@@ -156,7 +155,6 @@ no_yaml = (
     | (trees | st.binary()).map(lambda content: in_file(content, "wrong.yaml"))
     | whole(0, CUT).map(lambda end: in_file(TINY.read_bytes()[:end], "wrong.yaml"))
 )
-PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 NAMES = [",", "\0.yaml", "a\nb.yaml", "x" * 300, "x" * 5000 + ".yaml", "\udcff.yaml", "full/there.yaml", "..", "/"]
 no_preset = (
     (some(PRESET_NAMES).flatmap(edited) | st.text() | some(NAMES))
