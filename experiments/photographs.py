@@ -9,8 +9,7 @@ photographs are split, and then cropped: no crop of a test photograph is of one 
 
 from __future__ import annotations
 
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +59,7 @@ PHOTOGRAPHS = {
         "opencv/text/scenetext06.jpg",
     ],
 }
-PACKAGES = {"skimage": ("scikit-image", "data"), "sklearn": ("scikit-learn", "datasets/images")}
+PACKAGES = {"skimage": ("scikit-image", "skimage/data"), "sklearn": ("scikit-learn", "sklearn/datasets/images")}
 """Python packages with photographs: import name -> distribution, folder of its photographs."""
 OPENCV = Path("/usr/share/doc/opencv-doc")
 
@@ -91,28 +90,25 @@ def prepare(root: Path, opencv: Path) -> Manifest:
     folders = {"opencv": opencv / "examples"}
     if not folders["opencv"].is_dir():
         raise UserError(f"there is no {folders['opencv']}: apt-get install opencv-doc, or say --opencv DIR")
-    folders.update({package: _folder(package) for package in PACKAGES})
-    versions = ", ".join(f"{name} {version(name)}" for name, _ in PACKAGES.values())
+    versions = []
+    for package, (name, folder) in PACKAGES.items():
+        try:
+            installed = distribution(name)  # which does not import it
+        except PackageNotFoundError as error:
+            raise UserError(f"{name} is missing: pip install -e '.[experiments]'") from error
+        folders[package] = Path(str(installed.locate_file(folder)))
+        versions.append(f"{name} {installed.version}")
+    source = f"photographs of {', '.join(versions)}, opencv-doc"
     crops = {
-        f"{split}.npy": np.concatenate([_crops(folders, name) for name in names])
+        f"{split}.npy": from_array(np.concatenate([_crops(folders, name) for name in names]))
         for split, names in PHOTOGRAPHS.items()
     }
-    source = f"photographs of {versions}, opencv-doc"
 
     def manifest(files: dict[str, File]) -> Manifest:
         splits = {split: Rule(f"{split}.npy", None, 0, files[f"{split}.npy"].count) for split in PHOTOGRAPHS}
         return Manifest(NAME, SIZE, 3, 8, None, False, source, files, splits)
 
-    sources = {name: from_array(images) for name, images in crops.items()}
-    return write_set(target, sources, (SIZE, SIZE, 3), [source], manifest)
-
-
-def _folder(package: str) -> Path:
-    """Where a package keeps its photographs; it is not imported."""
-    spec = find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UserError(f"{PACKAGES[package][0]} is missing: pip install -e '.[experiments]'")
-    return Path(spec.origin).parent / PACKAGES[package][1]
+    return write_set(target, crops, (SIZE, SIZE, 3), [source], manifest)
 
 
 def _crops(folders: dict[str, Path], name: str) -> Images:

@@ -16,15 +16,15 @@ Ctrl-C ends the training early, and what there is gets measured. The same comman
 
 from __future__ import annotations
 
+import argparse
 import copy
 import itertools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vdvae import fast
-from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model
+from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model, open_model
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Split
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
@@ -42,11 +42,11 @@ from vdvae.evaluation.nll import evaluate
 from vdvae.files import atomic_write, read_torch_file
 from vdvae.model.config import ModelConfig
 from vdvae.model.likelihood import Binning, Mixture
+from vdvae.model.vdvae import VDVAE
 from vdvae.run.interruption import Interruption
 from vdvae.run.progress import duration
 from vdvae.runtime.device import now, pick_device
 from vdvae.runtime.noise import Purpose, generator
-from vdvae.runtime.precision import set_matmul_precision
 from vdvae.runtime.processes import World
 from vdvae.runtime.results import prepare_result, write_result
 
@@ -61,9 +61,6 @@ LIKE_THE_RUN = ("num_mixtures", "binning", "input_shift", "input_scale")
 """Settings that are taken from the run's model, besides the shape of the images."""
 COLUMNS = 8
 """Columns of the picture with samples."""
-
-Draw = Callable[[int, torch.Generator], Tensor]
-"""From a number and a source of noise to so many images, uint8 [B, C, H, W]."""
 
 
 class GatedLayer(nn.Module):
@@ -127,17 +124,20 @@ class PixelCNN(nn.Module):
         return self._mixture(self(self.scaled(images))).log_prob(images)
 
     @torch.no_grad()
-    def sample(self, num_images: int, noise: torch.Generator) -> Tensor:
+    def sample(self, num_images: int, generator: torch.Generator) -> Tensor:
         """New images, uint8 `[B, C, H, W]`, by one evaluation of the network per pixel."""
         size, device = self.config.image_size, self.in_vertical.weight.device
         images = torch.zeros(num_images, self.config.image_channels, size, size, dtype=torch.uint8, device=device)
         for y, x in itertools.product(range(size), range(size)):
             here = self(self.scaled(images))[:, :, y : y + 1, x : x + 1]  # [B, P, 1, 1]
-            images[:, :, y : y + 1, x : x + 1] = self._mixture(here).sample(noise)
+            images[:, :, y : y + 1, x : x + 1] = self._mixture(here).sample(generator)
         return images
 
     def _mixture(self, parameters: Tensor) -> Mixture:
         return Mixture.from_parameters(parameters, self.config.image_channels, self.binning)
+
+
+Model = VDVAE | PixelCNN
 
 
 def _gated(x: Tensor) -> Tensor:
@@ -146,8 +146,7 @@ def _gated(x: Tensor) -> Tensor:
     return torch.tanh(signal) * torch.sigmoid(openness)
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """What is measured of a model."""
 
     bits_per_dim: float
@@ -162,26 +161,11 @@ class Figures:
 
 def main() -> None:
     """Trains unless that is done, measures, prints a table, and writes a picture and, where asked to, JSON."""
-    parser = ModelCommandLine(description="A gated PixelCNN beside a finished run, on the same images.")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--updates", type=int, metavar="N", help="default: as many as the run had")
-    length.add_argument("--minutes", type=float, metavar="M", help="train for so long instead")
-    parser.add_argument("--width", type=int, default=48, help="channels of each stack")
-    parser.add_argument("--depth", type=int, default=12, help="layers")
-    parser.add_argument("--repeats", type=int, default=3, help="repeats of each timing")
-    parser.add_argument("--run_dir", type=Path, default=Path("runs/pixelcnn"), help="for weights.pt and samples.png")
-    parser.add_argument("--json", type=Path, metavar="FILE")
     fast.keep_freed_memory()
     with exit_on_user_error():
-        args = parser.parse_args()
-        check_at_least_one(args, "updates", "width", "depth", "repeats")
-        if args.minutes is not None and not 0 < args.minutes < math.inf:
-            raise UserError(f"--minutes must be above 0, not {args.minutes}")
-        if args.run_dir.is_file():
-            raise UserError(f"--run_dir must be a folder, and {args.run_dir} is a file")
+        args = parse_arguments()
         found = find_model(args)
-        config = found.config()
-        splits = found.splits()
+        config, splits = found.config(), found.splits()
         world = World(0, 1, pick_device(args.device))
         updates = None if args.minutes else args.updates or found.step or config.train.max_steps
         asked = {"updates": updates, "minutes": args.minutes, "width": args.width, "depth": args.depth}
@@ -191,10 +175,9 @@ def main() -> None:
         saved = read_weights(weights, asked) if weights.exists() else None
         prepare_result(args.json)
         args.run_dir.mkdir(parents=True, exist_ok=True)
+        vdvae = fast.prepare(open_model(args, found))
 
-    set_matmul_precision("fp32")
     torch.manual_seed(args.seed)
-    vdvae = fast.prepare(found.model(world.device))
     pixelcnn = PixelCNN(vdvae.config, args.width, args.depth).to(world.device)
     with exit_on_bad_image():
         if saved is None:
@@ -205,18 +188,15 @@ def main() -> None:
                 torch.save(saved, file)
         pixelcnn.load_state_dict(saved["model"])
         bound = evaluate(vdvae, splits.test, config.train.eval_batch, world, args.seed, show_progress=True)
-        nlls = [(bound.bits_per_dim, bound.standard_error)]
-        nlls.append(exact_nll(pixelcnn, splits.test, config.train.eval_batch, world.device))
+        exact = exact_nll(pixelcnn, splits.test, config.train.eval_batch, world)
 
-    draws: list[Draw] = [lambda number, noise: vdvae.sample(number, generator=noise), pixelcnn.sample]
-    heads = [vdvae.decoder.out_net, pixelcnn.head]
-    counts = [count_evaluations(head, draw, world.device) for head, draw in zip(heads, draws, strict=True)]
-    seconds, samples = time_sampling(draws, args.repeats, args.seed, world.device)
-    sizes = [sum(p.numel() for p in model.parameters()) for model in (vdvae, pixelcnn)]
-    figures = [
-        Figures(nll, error, size, count, of_one)
-        for (nll, error), size, count, of_one in zip(nlls, sizes, counts, seconds, strict=True)
-    ]
+    models: list[Model] = [vdvae, pixelcnn]
+    sizes = [sum(p.numel() for p in model.parameters()) for model in models]
+    counts = [count_evaluations(vdvae, vdvae.decoder.out_net, world), count_evaluations(pixelcnn, pixelcnn.head, world)]
+    seconds, samples = time_sampling(models, args.repeats, args.seed, world.device)
+    nlls = [(bound.bits_per_dim, bound.standard_error), exact]
+    each = zip(nlls, sizes, counts, seconds, strict=True)
+    figures = [Figures(nll, error, size, count, of_one) for (nll, error), size, count, of_one in each]
     picture = args.run_dir / "samples.png"
     save_png(grid([row for images in samples for row in images.split(COLUMNS)]), picture)
 
@@ -228,8 +208,28 @@ def main() -> None:
         about = {"checkpoint": str(found.path), "step": found.step, **asked}
         about |= {"threads": torch.get_num_threads(), "repeats": args.repeats}
         about |= {"updates_done": saved["updates"], "training_seconds": saved["seconds"]}
-        told = dict(zip(("vdvae", "pixelcnn"), map(asdict, figures), strict=True))
+        told = {"vdvae": figures[0]._asdict(), "pixelcnn": figures[1]._asdict()}
         write_result(args.json, world.device, about, told)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What is asked for; raises `UserError` where it cannot be."""
+    parser = ModelCommandLine(description="A gated PixelCNN beside a finished run, on the same images.")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--updates", type=int, metavar="N", help="default: as many as the run had")
+    length.add_argument("--minutes", type=float, metavar="M", help="train for so long instead")
+    parser.add_argument("--width", type=int, default=48, help="channels of each stack")
+    parser.add_argument("--depth", type=int, default=12, help="layers")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each timing")
+    parser.add_argument("--run_dir", type=Path, default=Path("runs/pixelcnn"), help="for weights.pt and samples.png")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    check_at_least_one(args, "updates", "width", "depth", "repeats")
+    if args.minutes is not None and not 0 < args.minutes < math.inf:
+        raise UserError(f"--minutes must be above 0, not {args.minutes}")
+    if args.run_dir.is_file():
+        raise UserError(f"--run_dir must be a folder, and {args.run_dir} is a file")
+    return args
 
 
 def read_weights(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -282,9 +282,8 @@ def train(
 
 
 @torch.no_grad()
-def exact_nll(model: PixelCNN, split: Split, batch_size: int, device: torch.device) -> tuple[float, float]:
+def exact_nll(model: PixelCNN, split: Split, batch_size: int, world: World) -> tuple[float, float]:
     """-log p(x) in bits/dim, of every image of a split once, and its standard error over images."""
-    world = World(0, 1, device)
     batches = measured(split, batch_size, world, 0, lambda _rows, images, _noise: model.log_prob(images), "evaluating")
     log_prob = torch.cat([result.cpu().double() for _, result in batches])  # [N]
     bits_per_dim = -log_prob / (model.config.dims * math.log(2))
@@ -292,44 +291,44 @@ def exact_nll(model: PixelCNN, split: Split, batch_size: int, device: torch.devi
 
 
 @torch.no_grad()
-def count_evaluations(head: nn.Module, draw: Draw, device: torch.device) -> int:
-    """How often a network's last module runs while one image is drawn."""
+def count_evaluations(model: Model, head: nn.Module, world: World) -> int:
+    """How often a network's last module, its head, runs while one image is drawn."""
     runs: list[nn.Module] = []
     with head.register_forward_hook(lambda module, *_: runs.append(module)):
-        draw(1, generator(device, 0, Purpose.PICTURES))
+        model.sample(1, generator=generator(world.device, 0, Purpose.PICTURES))
     return len(runs)
 
 
 @torch.no_grad()
 def time_sampling(
-    draws: Sequence[Draw], repeats: int, seed: int, device: torch.device
+    models: Sequence[Model], repeats: int, seed: int, device: torch.device
 ) -> tuple[list[dict[int, float]], list[Tensor]]:
-    """The median seconds per image of each of `draws`, by the images drawn at once, and the images drawn last.
+    """The median seconds per image of each model, by the images drawn at once, and the images drawn last.
 
     They take turns, A B A B, so that a machine that slows down does so for all of them.
     """
-    medians: list[dict[int, float]] = [{} for _ in draws]
+
+    def draw(model: Model, batch: int, i: int) -> tuple[float, Tensor]:
+        began = now(device)
+        images = model.sample(batch, generator=generator(device, seed, Purpose.PICTURES, i))
+        return (now(device) - began) / batch, images
+
+    medians: list[dict[int, float]] = [{} for _ in models]
     for batch in BATCHES:
-        seconds: list[list[float]] = [[] for _ in draws]
-        for i in tqdm(range(repeats), f"sampling, batch {batch}", leave=False, disable=None):
-            samples = []
-            for draw, mine in zip(draws, seconds, strict=True):
-                began = now(device)
-                samples.append(draw(batch, generator(device, seed, Purpose.PICTURES, i)))
-                mine.append(now(device) - began)
-        for median, mine in zip(medians, seconds, strict=True):
-            median[batch] = statistics.median(mine) / batch
-    return medians, samples
+        bar = tqdm(range(repeats), f"sampling, batch {batch}", leave=False, disable=None)
+        turns = [[draw(model, batch, i) for model in models] for i in bar]
+        for median, own in zip(medians, zip(*turns, strict=True), strict=True):
+            median[batch] = statistics.median(seconds for seconds, _ in own)
+    return medians, [images for _, images in turns[-1]]
 
 
 def print_summary(vdvae: Figures, pixelcnn: Figures) -> None:
     """A column for each model."""
     print(f"{'':32}{'VDVAE':>16}{'PixelCNN':>16}")
     print(f"{'bits/dim':32}{f'<= {vdvae.bits_per_dim:.4f}':>16}{pixelcnn.bits_per_dim:>16.4f}")
-    print(f"{'  standard error':32}{vdvae.standard_error:>16.4f}{pixelcnn.standard_error:>16.4f}")
-    print(f"{'parameters':32}{vdvae.parameters:>16,}{pixelcnn.parameters:>16,}")
-    counts = vdvae.network_evaluations_per_sample, pixelcnn.network_evaluations_per_sample
-    print(f"{'network evaluations per sample':32}{counts[0]:>16,}{counts[1]:>16,}")
+    rows = {"  standard error": ".4f", "parameters": ",d", "network evaluations per sample": ",d"}
+    for (name, form), a, b in zip(rows.items(), vdvae[1:4], pixelcnn[1:4], strict=True):
+        print(f"{name:32}{a:>16{form}}{b:>16{form}}")
     for batch in BATCHES:
         a, b = vdvae.seconds_per_sample[batch], pixelcnn.seconds_per_sample[batch]
         print(f"{f'seconds per sample, batch {batch}':32}{a:>16.4f}{b:>16.4f}   ({b / a:,.0f} times)")

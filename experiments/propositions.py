@@ -6,23 +6,29 @@ python experiments/propositions.py --json results/propositions.json --figures do
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from paper.markdown import markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.evaluation.figures import check_matplotlib
+from vdvae.runtime.device import now
 from vdvae.runtime.results import prepare_result, write_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NATS_PER_BIT = math.log(2)
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+DECODERS = ("z_i", "z")
+"""What a decoder sees for x_i: z_i alone, as in the proof, or all latents."""
 
 
 # --- Discrete variables. A joint value of D variables with L levels is a number below L**D, the first variable its
@@ -158,7 +164,7 @@ class LearnedGap(NamedTuple):
     """How far the expected ELBO of learned VAEs stays below minus the entropy, which it cannot exceed."""
 
     decoder: str
-    """What it sees for x_i: "z_i", as in the proof, or "z", all latents."""
+    """One of `DECODERS`."""
     layers: int
     gaps: list[list[float]]
     """Bits; a list over targets, of all starts from the best to the worst."""
@@ -204,55 +210,49 @@ def learn(variables: int = 4, targets: int = 3, starts: int = 8, steps: int = 20
     All conditionals are tables of logits, drawn at random for every start, so that only layers and decoder limit
     what a VAE can be.
     """
-    generator = torch.Generator().manual_seed(seed)
+    randn = partial(torch.randn, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     values = 2**variables
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    log_target = (1.5 * randn(targets, 1, values)).log_softmax(-1)
+    target = log_target.exp()
 
     def logits(*shape: int) -> Tensor:
-        return random(targets, starts, *shape, 2).requires_grad_()
+        return randn(targets, starts, *shape, 2).requires_grad_()
 
     def hierarchy(sizes: Sequence[int], *rows: int) -> list[Tensor]:
         return [logits(*rows, 2 ** sum(sizes[:i]), size) for i, size in enumerate(sizes)]
 
-    def normalised(layers: Sequence[Tensor]) -> list[Tensor]:
-        return [layer.log_softmax(-1) for layer in layers]
+    def gaps(parameters: Sequence[Tensor], bound_of: Callable[[list[Tensor]], Tensor]) -> list[list[float]]:
+        """Those of a bound on log p(x), a function of tables, whose logits are learned."""
 
-    log_target = (1.5 * random(targets, 1, values)).log_softmax(-1)
-    target = log_target.exp()
+        def bound() -> Tensor:
+            return bound_of([table.log_softmax(-1) for table in parameters])
 
-    def gaps(parameters: Sequence[Tensor], bound: Callable[[], Tensor]) -> list[list[float]]:
         ascend(parameters, lambda: (target * bound()).sum(), steps, lr=0.1)
         with torch.no_grad():
             left = (target * (log_target - bound())).sum(-1) / NATS_PER_BIT
         return left.clamp(min=0).sort(-1).values.tolist()  # below 0 by rounding alone
 
-    def vae_gaps(sizes: Sequence[int], own_latent: bool) -> list[list[float]]:
-        prior, posterior = hierarchy(sizes), hierarchy(sizes, values)
-        decoder = logits(variables, 2) if own_latent else logits(values, variables)
-
-        def elbo() -> Tensor:
-            likelihood = decoder.log_softmax(-1)
-            if own_latent:  # from [D, z_i, x_i] to [Z, D, x_i]
+    def vae_gaps(sizes: Sequence[int], decoder: str) -> list[list[float]]:
+        def elbo(tables: list[Tensor]) -> Tensor:
+            likelihood = tables[-1]
+            if decoder == "z_i":  # from [D, z_i, x_i] to [Z, D, x_i]
                 likelihood = likelihood[..., torch.arange(variables), digits(variables, 2), :]
-            return DiscreteVAE(normalised(prior), normalised(posterior), likelihood).elbo()
+            return DiscreteVAE(tables[: len(sizes)], tables[len(sizes) : -1], likelihood).elbo()
 
-        return gaps([*prior, *posterior, decoder], elbo)
+        prior, posterior = hierarchy(sizes), hierarchy(sizes, values)
+        rows = (variables, 2) if decoder == "z_i" else (values, variables)
+        return gaps([*prior, *posterior, logits(*rows)], elbo)
 
     every_size = [layer_sizes(variables, layers) for layers in range(1, variables + 1)]
-    conditionals = hierarchy(every_size[-1])
     cube = target.reshape(targets, *[2] * variables)
     return Learned(
         variables=variables,
         steps=steps,
         entropy=(-(target * log_target).sum((-1, -2)) / NATS_PER_BIT).tolist(),
         identity=[identity_gaps(cube, sizes).tolist() for sizes in every_size],
-        autoregressive=gaps(conditionals, lambda: chain(normalised(conditionals))),
+        autoregressive=gaps(hierarchy(every_size[-1]), chain),
         vaes=[
-            LearnedGap("z_i" if own_latent else "z", len(sizes), vae_gaps(sizes, own_latent))
-            for own_latent in (True, False)
-            for sizes in every_size
+            LearnedGap(decoder, len(sizes), vae_gaps(sizes, decoder)) for decoder in DECODERS for sizes in every_size
         ],
     )
 
@@ -353,6 +353,9 @@ class Fit(NamedTuple):
     kl: float
     """KL(target || prior) on fresh samples, nats."""
     standard_error: float
+    multi_information: float
+    """Of `Loss`, as the next."""
+    smallest_kl: float
 
 
 def fit_layers(
@@ -360,12 +363,14 @@ def fit_layers(
 ) -> Fit:
     """Fits a prior by maximum likelihood to the target, with fresh samples in every step."""
     torch.manual_seed(seed)
-    model = GaussianPrior(layer_sizes(variables, layers))
+    sizes = layer_sizes(variables, layers)
+    model = GaussianPrior(sizes)
     ascend(model.parameters(), lambda: model(extend(torch.zeros(batch, 0), variables)).mean(), steps, lr=0.01)
     with torch.no_grad():
         z = extend(torch.zeros(samples, 0), variables)
         differences = target_log_density(z) - model(z)
-    return Fit(variables, layers, differences.mean().item(), differences.std().item() / math.sqrt(samples))
+    kl, standard_error = differences.mean().item(), differences.std().item() / math.sqrt(samples)
+    return Fit(variables, layers, kl, standard_error, *smallest_loss(sizes))
 
 
 class Bimodal(NamedTuple):
@@ -413,83 +418,70 @@ def bimodal(steps: int = 3000, seed: int = 0) -> Bimodal:
 # --- What is printed, written and drawn.
 
 
-def tables(exact: Construction, learned: Learned, fits: Sequence[Fit], losses: Sequence[Loss], two: Bimodal) -> str:
+def tables(exact: Construction, learned: Learned, fits: Sequence[Fit], two: Bimodal) -> str:
     """All figures, as Markdown."""
-    targets = range(len(learned.entropy))
-    lines = [
-        "| Proposition 1, the construction | |",
-        "|---|---|",
-        f"| values of x | {exact.values} |",
-        f"| largest difference of ELBO and autoregressive log-likelihood, nats | {exact.largest_difference:.2g} |",
-        f"| sum of exp(ELBO) | {exact.total_probability:.12f} |",
-        f"| values with a lower ELBO, posterior noise {exact.noise} | {exact.values_below_with_noisy_posterior} |",
-        f"| expected loss with the same noise in the decoder too, nats | {exact.noisy_expected_gap:.3f} |",
-        "",
-        f"| Proposition 1, learned: gap, millibits, best - worst | {' | '.join(f'target {i + 1}' for i in targets)} |",
-        "|---|" + "---|" * len(targets),
-        f"| entropy of the target | {' | '.join(f'{1000 * entropy:.2f}' for entropy in learned.entropy)} |",
-    ]
-    for layers, identity in enumerate(learned.identity, 1):
-        lines.append(f"| z = x, N = {layers}, computed | {' | '.join(f'{1000 * gap:.2f}' for gap in identity)} |")
-    rows = [("autoregressive", learned.autoregressive)]
-    rows += [(f"decoder sees {vae.decoder}, N = {vae.layers}", vae.gaps) for vae in learned.vaes]
-    for name, gaps in rows:
-        cells = [f"{1000 * starts[0]:.2f} - {1000 * starts[-1]:.2f}" for starts in gaps]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| Proposition 2: variables | layers | KL, nats | least with Gaussians | least with any conditionals |",
-        "|---|---|---|---|---|",
-    ]
-    for fit, loss in zip(fits, losses, strict=True):
-        least = f"{loss.smallest_kl:.2f} | {loss.multi_information:.2f}"
-        lines.append(f"| {fit.variables} | {fit.layers} | {fit.kl:.4f} ± {fit.standard_error:.4f} | {least} |")
-    lines += [
-        "",
-        "| two modes in one dimension | KL, nats |",
-        "|---|---|",
-        f"| one Gaussian layer | {two.one_layer_kl:.4f} |",
-        f"| the second of two | {two.two_layers_kl:.4f} |",
-    ]
-    return "\n".join(lines)
+    construction = {
+        "values of x": f"{exact.values}",
+        "largest difference of ELBO and autoregressive log-likelihood, nats": f"{exact.largest_difference:.2g}",
+        "sum of exp(ELBO)": f"{exact.total_probability:.12f}",
+        f"values with a lower ELBO, posterior noise {exact.noise}": f"{exact.values_below_with_noisy_posterior}",
+        "expected loss with the same noise in the decoder too, nats": f"{exact.noisy_expected_gap:.3f}",
+    }
+    computed = {"entropy of the target": learned.entropy}
+    computed |= {f"z = x, N = {layers}, computed": gaps for layers, gaps in enumerate(learned.identity, 1)}
+    found = {"autoregressive": learned.autoregressive}
+    found |= {f"decoder sees {vae.decoder}, N = {vae.layers}": vae.gaps for vae in learned.vaes}
+    millibits = [[name, *(f"{1000 * bits:.2f}" for bits in row)] for name, row in computed.items()]
+    for name, row in found.items():
+        millibits.append([name, *(f"{1000 * starts[0]:.2f} - {1000 * starts[-1]:.2f}" for starts in row)])
+    layers = []
+    for fit in fits:
+        least = f"{fit.smallest_kl:.2f}", f"{fit.multi_information:.2f}"
+        layers.append([str(fit.variables), str(fit.layers), f"{fit.kl:.4f} ± {fit.standard_error:.4f}", *least])
+    modes = {"one Gaussian layer": f"{two.one_layer_kl:.4f}", "the second of two": f"{two.two_layers_kl:.4f}"}
+    targets = [f"target {i + 1}" for i in range(len(learned.entropy))]
+    head = ["Proposition 2: variables", "layers", "KL, nats", "least with Gaussians", "least with any conditionals"]
+    return "\n\n".join(
+        [
+            markdown(["Proposition 1, the construction", ""], construction.items()),
+            markdown(["Proposition 1, learned: gap, millibits, best - worst", *targets], millibits),
+            markdown(head, layers),
+            markdown(["two modes in one dimension", "KL, nats"], modes.items()),
+        ]
+    )
 
 
-def draw_learned(learned: Learned, path: Path) -> None:
+def draw_learned(learned: Learned) -> Figure:
     """The learned gaps against the number of layers, a panel for each decoder."""
-    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(9, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    depths = list(range(1, learned.variables + 1))
-    for panel, decoder in zip(panels, ("z_i", "z"), strict=True):
+    figure, panels = two_panels(4.2, sharey=True)
+    depths = range(1, learned.variables + 1)
+    for panel, decoder in zip(panels, DECODERS, strict=True):
         vaes = [vae for vae in learned.vaes if vae.decoder == decoder]
         for target in range(len(learned.entropy)):
-            starts, color = [vae.gaps[target] for vae in vaes], f"C{target}"
-            best, worst = [gaps[0] for gaps in starts], [gaps[-1] for gaps in starts]
-            beside = [depth + 0.1 * (target - 1) for depth in depths]
+            best, worst = ([vae.gaps[target][i] for vae in vaes] for i in (0, -1))
+            beside, color = [depth + 0.1 * (target - 1) for depth in depths], f"C{target}"
             panel.vlines(beside, best, worst, color=color, alpha=0.4, linewidth=3)
             panel.plot(beside, best, "o-", color=color, label=f"target {target + 1}, the best start (bar: all)")
         panel.set(title=rf"decoder $p(x_i \mid {decoder})$", yscale="log", xticks=depths, ylim=(1e-7, 3))
         panel.set_xlabel(f"layers N, of {learned.variables} binary latents in all")
         panel.grid(alpha=0.3)
-    for target in range(len(learned.entropy)):
-        gaps = [row[target] for row in learned.identity[:-1]]  # the last is 0, which has no logarithm
+    for target, gaps in enumerate(zip(*learned.identity[:-1], strict=True)):  # the last is 0, which has no logarithm
         label = "best with z = x, computed" if target == 0 else None
         panels[0].plot(depths[:-1], gaps, "x--", color=f"C{target}", alpha=0.6, label=label)
     panels[0].set_ylabel("gap of the ELBO to minus the entropy [bits]")
     figure.legend(*panels[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
-def draw_densities(fits: Sequence[Fit], losses: Sequence[Loss], two: Bimodal, path: Path) -> None:
+def draw_densities(fits: Sequence[Fit], two: Bimodal) -> Figure:
     """KL against the number of layers, and the bimodal density with its two fits."""
-    figure = importlib.import_module("matplotlib.figure").Figure(figsize=(9, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    both = list(zip(fits, losses, strict=True))
+    figure, (left, right) = two_panels(3.8)
     ticks = range(1, 1 + max(fit.variables for fit in fits))
     for variables in ticks:
-        chosen = [(fit, loss) for fit, loss in both if fit.variables == variables]
-        layers, color = [fit.layers for fit, _ in chosen], f"C{variables - 1}"
-        left.plot(layers, [fit.kl for fit, _ in chosen], "o-", color=color, label=f"N = {variables}")
-        left.plot(layers, [loss.multi_information for _, loss in chosen], "x:", color=color)
+        chosen, color = [fit for fit in fits if fit.variables == variables], f"C{variables - 1}"
+        layers = [fit.layers for fit in chosen]
+        left.plot(layers, [fit.kl for fit in chosen], "o-", color=color, label=f"N = {variables}")
+        left.plot(layers, [fit.multi_information for fit in chosen], "x:", color=color)
     left.plot([], [], "x:", color="gray", label="least with any conditionals")
     left.set(xlabel="layers k of the prior", ylabel="KL(target || prior) [nats]", xticks=ticks)
     left.set_title("N variables in k Gaussian layers")
@@ -501,7 +493,15 @@ def draw_densities(fits: Sequence[Fit], losses: Sequence[Loss], two: Bimodal, pa
     right.plot(z, two_layers, label=f"second of two layers, KL {two.two_layers_kl:.3f} nats")
     right.set(xlabel="z", ylabel="density", ylim=(0, 0.6), title="Two modes in one dimension")
     right.legend(fontsize=8, loc="upper center")
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def two_panels(height: float, **options: Any) -> tuple[Figure, Any]:
+    """A figure 9 inches wide, and its two panels side by side."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, height), dpi=120, layout="constrained")
+    return figure, figure.subplots(1, 2, **options)
 
 
 def main() -> None:
@@ -513,30 +513,27 @@ def main() -> None:
         args = parser.parse_args()
         prepare_result(args.json)
         if args.figures:
-            if importlib.util.find_spec("matplotlib") is None:
-                raise UserError("--figures needs matplotlib: pip install -e '.[figures]'")
+            check_matplotlib()
             args.figures.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    start = time.perf_counter()
+    device = torch.device("cpu")
+    start = now(device)
     exact, learned, two = construction(), learn(), bimodal()
-    pairs = [(variables, layers) for variables in range(1, 5) for layers in range(1, variables + 1)]
-    fits = [fit_layers(*pair) for pair in pairs]
-    losses = [smallest_loss(layer_sizes(*pair)) for pair in pairs]
-    seconds = time.perf_counter() - start
-    print(tables(exact, learned, fits, losses, two))
+    fits = [fit_layers(variables, layers) for variables in range(1, 5) for layers in range(1, variables + 1)]
+    seconds = now(device) - start
+    print(tables(exact, learned, fits, two))
     if args.json:
         figures = {
             "seconds": seconds,
             "construction": exact._asdict(),
             "learned": {**learned._asdict(), "vaes": [vae._asdict() for vae in learned.vaes]},
-            "layers": [{**fit._asdict(), **loss._asdict()} for fit, loss in zip(fits, losses, strict=True)],
+            "layers": [fit._asdict() for fit in fits],
             "bimodal": {"one_layer_kl": two.one_layer_kl, "two_layers_kl": two.two_layers_kl},
         }
-        about = {"kind": "propositions", "threads": torch.get_num_threads()}
-        write_result(args.json, torch.device("cpu"), about, figures)
+        write_result(args.json, device, {"kind": "propositions", "threads": torch.get_num_threads()}, figures)
     if args.figures:
-        draw_learned(learned, args.figures / "proposition1.png")
-        draw_densities(fits, losses, two, args.figures / "proposition2.png")
+        draw_learned(learned).savefig(args.figures / "proposition1.png")
+        draw_densities(fits, two).savefig(args.figures / "proposition2.png")
 
 
 if __name__ == "__main__":

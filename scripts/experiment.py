@@ -13,9 +13,9 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.command_line import check_at_least_one
+from vdvae.errors import CommandLine, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.evaluation.grids import save_png
 from vdvae.files import atomic_write
@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "experiments"))
 from paper.draw import draw
 from paper.report import gather, judge, table, table_of_models, to_json, verdicts
 from paper.runner import train_all
-from paper.spec import load_experiment
+from paper.spec import Experiment, load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,9 +37,7 @@ def main() -> None:
     try:
         with exit_on_user_error():
             args = command_line().parse_args()
-            for name in ("seeds", "jobs"):
-                if (value := getattr(args, name)) is not None and value < 1:
-                    raise UserError(f"--{name} must be at least 1, not {value}")
+            check_at_least_one(args, "seeds", "jobs")
             experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
             if args.commands:
                 for run in experiment.runs:
@@ -48,27 +46,9 @@ def main() -> None:
             check_matplotlib()
             if args.run:
                 experiment = experiment.of(args.run)
-            out = args.out or (args.run / "figures" if args.run else Path("results"))
             if experiment.makes_runs and not args.gather:
                 train_all(ROOT / "train.py", experiment.runs, args.jobs)
-            finished = gather(experiment)
-            judged = judge(experiment.claims, finished)
-            pictures = draw(experiment, finished, pick_device())
-            shown = table_of_models(experiment, finished) if experiment.models else table(experiment, finished)
-            page = [f"# {experiment.title} ({experiment.scale} scale)", shown]
-            page += [verdicts(judged)] * bool(judged)
-            stem = f"{experiment.name}-{experiment.scale}"
-            for images, picture in pictures.items():
-                path = out / f"{stem}-{re.sub(r'[^a-z0-9]+', '-', images.lower())}.png"
-                save_png(picture, path)
-                page.append(f"![{images}]({path.name})")
-            text = "\n\n".join(page)
-            out.mkdir(parents=True, exist_ok=True)
-            with atomic_write(out / f"{stem}.md") as file:
-                file.write(f"{text}\n".encode())
-            write_json(out / f"{experiment.name}.json", experiment.scale, to_json(experiment, finished, judged))
-            print(text)
-            print(f"\n{out / stem}.md, its pictures, and {out / experiment.name}.json")
+            show(experiment, args.out or (args.run / "figures" if args.run else Path("results")))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -92,12 +72,28 @@ def command_line() -> CommandLine:
     return parser
 
 
-def write_json(path: Path, scale: str, figures: dict[str, Any]) -> None:
-    """Puts the figures of a scale into an experiment's file, beside those of the other."""
-    content = json.loads(path.read_text()) if path.is_file() else {}
-    content[scale] = {**made_on(pick_device()), **figures}
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+def show(experiment: Experiment, out: Path) -> None:
+    """Prints what came out, and writes it to a folder: page and pictures for this scale, JSON beside the other's."""
+    finished = gather(experiment)
+    judged = judge(experiment.claims, finished)
+    stem, data = f"{experiment.name}-{experiment.scale}", out / f"{experiment.name}.json"
+    page = [f"# {experiment.title} ({experiment.scale} scale)"]
+    page.append(table_of_models(experiment, finished) if experiment.models else table(experiment, finished))
+    if judged:
+        page.append(verdicts(judged))
+    for dataset, picture in draw(experiment, finished, pick_device()).items():
+        path = out / f"{stem}-{re.sub(r'[^a-z0-9]+', '-', dataset.lower())}.png"
+        save_png(picture, path)
+        page.append(f"![{dataset}]({path.name})")
+    text = "\n\n".join(page)
+    scales = json.loads(data.read_text()) if data.is_file() else {}
+    scales[experiment.scale] = {**made_on(pick_device()), **to_json(experiment, finished, judged)}
+    out.mkdir(parents=True, exist_ok=True)
+    for path, content in {out / f"{stem}.md": text, data: json.dumps(scales, indent=1)}.items():
+        with atomic_write(path) as file:
+            file.write(f"{content}\n".encode())
+    print(text)
+    print(f"\n{out / stem}.md, its pictures, and {data}")
 
 
 if __name__ == "__main__":

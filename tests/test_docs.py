@@ -194,7 +194,7 @@ def test_every_verdict_is_that_of_the_results(path: Path) -> None:
     verdicts: dict[str, list[str]] = {}
     for claim in figures["claims"]:
         verdicts.setdefault(claim["claim"], []).append(claim["verdict"])
-        assert f"- {claim['claim']} ({claim['images']}): **{claim['verdict']}** ({claim['why']})." in path.read_text()
+        assert f"- {claim['claim']} ({claim['dataset']}): **{claim['verdict']}** ({claim['why']})." in path.read_text()
     page = (ROOT / "docs/experiments.md").read_text()
     for text, each in verdicts.items():
         assert f"| {text} | {' | '.join(each)} | [{name}](../results/{path.name}) |" in page

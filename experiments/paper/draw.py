@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from paper.outcome import read_lines
-from paper.report import HEADINGS, Finished
+from paper.outcome import COLUMNS, read_lines
+from paper.report import Finished, by_dataset, values_by_name
 from paper.spec import Experiment
 from vdvae.data.loader import first_images
 from vdvae.evaluation import figures
@@ -18,30 +19,26 @@ from vdvae.evaluation.grids import reconstruction_grid
 from vdvae.released.pretrained import find_pretrained
 from vdvae.runtime.precision import set_matmul_precision
 
-Pixels = NDArray[np.uint8]
 
-
-def draw(experiment: Experiment, finished: list[Finished], device: torch.device) -> dict[str, Pixels]:
+def draw(experiment: Experiment, finished: Sequence[Finished], device: torch.device) -> dict[str, NDArray[np.uint8]]:
     """Pictures, uint8 [H, W, 3], by data set."""
-    set_matmul_precision("fp32")
-    pictures: dict[str, Pixels] = {}
     if experiment.figure == "none":
-        return pictures
-    for images in dict.fromkeys(entry.run.images for entry in finished):
-        figure = _figure(experiment, [entry for entry in finished if entry.run.images == images], device)
-        pictures[images] = figures.pixels(figure)
-    return pictures
+        return {}
+    set_matmul_precision("fp32")
+    groups = by_dataset(finished).items()
+    return {dataset: figures.pixels(_figure(experiment, entries, device)) for dataset, entries in groups}
 
 
-def _figure(experiment: Experiment, finished: list[Finished], device: torch.device) -> Any:
+def _figure(experiment: Experiment, finished: Sequence[Finished], device: torch.device) -> Any:
     first = finished[0].run
     if experiment.figure == "gradient_norms":
-        lines = {f"{entry.run.name}, seed {entry.run.seed}": read_lines(entry.run.directory) for entry in finished}
-        return figures.gradient_norms(lines)
+        return figures.gradient_norms(
+            {f"{run.name}, seed {run.seed}": read_lines(run.directory) for run, _ in finished}
+        )
     if experiment.figure == "cumulative_rate":
         curves = {
-            name: np.mean([entry.outcome.layer_rate for entry in finished if entry.run.name == name], 0).tolist()
-            for name in dict.fromkeys(entry.run.name for entry in finished)
+            name: np.mean([outcome.layer_rate for run, outcome in finished if run.name == name], 0).tolist()
+            for name in dict.fromkeys(run.name for run, _ in finished)
         }
         return figures.cumulative_rate(curves, [spec.resolution for spec in first.config.model.decoder_specs])
     if experiment.figure == "reconstructions":
@@ -49,9 +46,6 @@ def _figure(experiment: Experiment, finished: list[Finished], device: torch.devi
         images = first_images(found.splits().valid, first.config.train.grid_columns, device)
         picture = reconstruction_grid(found.model(device), images)
         return figures.reconstructions(picture, latent_variables(first.config.model))
-    metric = experiment.claims[0].metric
-    values: dict[str, list[float]] = {name: [] for name in experiment.run_names}
-    for entry in finished:
-        value = getattr(entry.outcome, metric)
-        values[entry.run.name].append(float("nan") if value is None else value)
-    return figures.by_setting(values, HEADINGS[metric], experiment.axis)
+    metric = next((claim.metric for claim in experiment.claims), "bits_per_dim")
+    values = values_by_name(metric, finished, diverged=float("nan"))
+    return figures.by_setting(values, COLUMNS[metric]["heading"], experiment.axis)

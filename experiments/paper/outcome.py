@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field, fields
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +20,51 @@ LAST_SHARE = 0.1
 """The share of a run, at its end, over which its training figures are averaged."""
 
 
+def column(heading: str, form: str = "g") -> dict[str, str]:
+    """How tables show a field of `Outcome`: under this heading, in this format."""
+    return {"heading": heading, "form": form}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Figures of a run that has ended."""
 
-    parameters: int
-    depth: int
+    parameters: int = field(metadata=column("parameters", ",d"))
+    depth: int = field(metadata=column("stochastic depth"))
     """Stochastic depth: latent layers that depend on one another."""
-    updates: int
-    bits_per_dim: float | None
+    updates: int = field(metadata=column("updates", ",d"))
+    bits_per_dim: float | None = field(metadata=column("test bits/dim", ".4f"))
     """On the test images; None where the run diverged."""
-    train_bits_per_dim: float | None
+    train_bits_per_dim: float | None = field(metadata=column("training bits/dim", ".4f"))
     """Mean loss of the last tenth of its updates, on the images they were made with; None where the run diverged."""
-    rate: float | None
+    rate: float | None = field(metadata=column("rate, bits/dim", ".4f"))
     """bits/dim, on the test images"""
-    skipped: int
+    skipped: int = field(metadata=column("skipped updates"))
     """How many updates were skipped."""
-    skipped_share: float
+    skipped_share: float = field(metadata=column("skipped, %", ".3f"))
     """Skipped updates, in percent of all."""
-    share_of_an_update: float
+    share_of_an_update: float = field(metadata=column("one update, %"))
     """One update, in percent of all."""
-    largest_norm: float
+    largest_norm: float = field(metadata=column("largest gradient norm", ".3g"))
     """The largest norm of a gradient before clipping."""
-    silent_layers: int | None
+    silent_layers: int | None = field(metadata=column("silent first layers"))
     """First layers, from the top, that together encode less than one bit of an image."""
     diverged: bool
-    """Whether it ended because every update was skipped."""
+    """Whether it ended because every update was skipped (paper Table 3, "Diverged")."""
     layer_rate: list[float]
     """bits/dim of each layer, top-down, over the last tenth of its updates"""
-    hours: float
+    hours: float = field(metadata=column("hours", ".3f"))
     """Hours of training."""
+
+
+COLUMNS = {each.name: each.metadata for each in fields(Outcome) if each.metadata}
+"""The fields of `Outcome` that are one number, which tables can show and claims be about; see `column`."""
 
 
 def has_ended(directory: Path) -> bool:
     """Whether a run was measured on its test images, or diverged."""
     lines = read_lines(directory)
-    return any(line["kind"] == "test" for line in lines) or _diverged(directory, lines)
+    return bool(_of_kind("test", lines)) or _diverged(directory, lines)
 
 
 def read_outcome(directory: Path) -> Outcome:
@@ -64,27 +73,25 @@ def read_outcome(directory: Path) -> Outcome:
     Raises:
         UserError: it has not ended, or there is none.
     """
-    lines = read_lines(directory)
-    test = next((line for line in lines if line["kind"] == "test"), None)
-    diverged = _diverged(directory, lines)
-    if test is None and not diverged:
+    if not has_ended(directory):
         raise UserError(f"{directory} holds no run that has ended")
+    lines = read_lines(directory)
+    reports, diverged = _of_kind("train", lines), _diverged(directory, lines)
+    test = {"bits_per_dim": None, "rate": None} if diverged else _of_kind("test", lines)[0]
     config = load_config(str(RunDirectory(directory).config_file), [])
-    reports = [line for line in lines if line["kind"] == "train"]
-    updates = reports[-1]["step"]
+    updates, skipped = reports[-1]["step"], sum(line["skipped"] for line in reports)
     last = [line for line in reports if line["step"] > updates * (1 - LAST_SHARE)]
     layer_rate = [sum(rates) / len(last) for rates in zip(*(line["layer_rate"] for line in last), strict=True)]
-    skipped = sum(line["skipped"] for line in reports)
     bits_of_an_image = [rate * config.model.dims for rate in accumulate(layer_rate)]
-    steps = [b["step"] - a for a, b in zip([0, *(line["step"] for line in reports)], reports, strict=False)]
+    steps = [after - before for before, after in pairwise([0, *(line["step"] for line in reports)])]
     seconds = [n * config.train.batch_size / line["images_per_second"] for n, line in zip(steps, reports, strict=True)]
     return Outcome(
         parameters=count_parameters(config.model),
         depth=config.model.stochastic_depth,
         updates=updates,
-        bits_per_dim=test["bits_per_dim"] if test and not diverged else None,
+        bits_per_dim=test["bits_per_dim"],
         train_bits_per_dim=None if diverged else sum(line["bits_per_dim"] for line in last) / len(last),
-        rate=test["rate"] if test and not diverged else None,
+        rate=test["rate"],
         skipped=skipped,
         skipped_share=100 * skipped / updates,
         share_of_an_update=100 / updates,
@@ -110,9 +117,13 @@ def read_lines(directory: Path) -> list[dict[str, Any]]:
         return []
 
 
+def _of_kind(kind: str, lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["kind"] == kind]
+
+
 def _diverged(directory: Path, lines: list[dict[str, Any]]) -> bool:
-    """Whether the run ended because of a long streak of skipped updates (paper Table 3, "Diverged")."""
-    reports = [line for line in lines if line["kind"] == "train"]
+    """Whether the run ended because of a long streak of skipped updates."""
+    reports = _of_kind("train", lines)
     if not reports:
         return False
     limit = load_config(str(RunDirectory(directory).config_file), []).train.max_skip_streak

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
-from paper.outcome import Outcome, count_parameters, has_ended, read_outcome
+from paper.markdown import markdown
+from paper.outcome import COLUMNS, Outcome, count_parameters, has_ended, read_outcome
 from paper.spec import Claim, Experiment, Run
 from vdvae.errors import UserError
 
 Verdict = Literal["reproduced", "not reproduced", "not decided at this size"]
-
-FORMATS = {
-    "parameters": ",d",
-    "updates": ",d",
-    "skipped_share": ".3f",
-    "largest_norm": ".3g",
-    "bits_per_dim": ".4f",
-    "train_bits_per_dim": ".4f",
-    "rate": ".4f",
-    "hours": ".3f",
-}
-HEADINGS = {
-    "parameters": "parameters",
-    "depth": "stochastic depth",
-    "updates": "updates",
-    "bits_per_dim": "test bits/dim",
-    "train_bits_per_dim": "training bits/dim",
-    "rate": "rate, bits/dim",
-    "skipped": "skipped updates",
-    "skipped_share": "skipped, %",
-    "largest_norm": "largest gradient norm",
-    "silent_layers": "silent first layers",
-    "hours": "hours",
-}
 
 
 class Finished(NamedTuple):
@@ -51,7 +28,7 @@ class Judged(NamedTuple):
     """A claim, on one data set."""
 
     claim: Claim
-    images: str
+    dataset: str
     verdict: Verdict
     why: str
 
@@ -72,6 +49,23 @@ def gather(experiment: Experiment) -> list[Finished]:
     return [Finished(run, read_outcome(run.directory)) for run in experiment.runs if run.directory not in missing]
 
 
+def by_dataset(finished: Iterable[Finished]) -> dict[str, list[Finished]]:
+    """The runs on each data set."""
+    groups: dict[str, list[Finished]] = {}
+    for entry in finished:
+        groups.setdefault(entry.run.dataset, []).append(entry)
+    return groups
+
+
+def values_by_name(metric: str, finished: Iterable[Finished], diverged: float) -> dict[str, list[float]]:
+    """A field of `Outcome`, of every seed by the run's name; `diverged` where the run did."""
+    values: dict[str, list[float]] = {}
+    for run, outcome in finished:
+        value = getattr(outcome, metric)
+        values.setdefault(run.name, []).append(diverged if value is None else value)
+    return values
+
+
 def judge(claims: Sequence[Claim], finished: Sequence[Finished]) -> list[Judged]:
     """Holds every claim against the runs on each data set.
 
@@ -79,147 +73,114 @@ def judge(claims: Sequence[Claim], finished: Sequence[Finished]) -> list[Judged]
     than the next, and not reproduced if one of them is worse than the next; otherwise the seeds overlap, or a run is
     not there, and nothing is decided.
     """
-    judged = []
-    for claim in claims:
-        for images in dict.fromkeys(entry.run.images for entry in finished):
-            entries = [entry for entry in finished if entry.run.images == images]
-            if claim.below is None:
-                judged.append(_judge_order(claim, images, _values(claim.metric, entries)))
-            else:
-                judged.append(_judge_bound(claim, claim.below, images, entries))
-    return judged
+    groups = by_dataset(finished)
+    return [Judged(claim, name, *_verdict(claim, entries)) for claim in claims for name, entries in groups.items()]
 
 
-def table(experiment: Experiment, finished: Sequence[Finished]) -> str:
-    """Markdown: a row for each data set and run, with the mean and the range over seeds, and the paper's figure."""
-    head = ["images", "run", "seeds", *(HEADINGS[column] for column in experiment.columns)]
-    head += ["paper"] * bool(experiment.paper)
-    rows = []
-    for images in experiment.images:
-        for name in experiment.run_names:
-            entries = [entry for entry in finished if (entry.run.images, entry.run.name) == (images, name)]
-            if entries:
-                cells = [_cell(column, [entry.outcome for entry in entries]) for column in experiment.columns]
-                paper = [experiment.paper.get(name, "")] * bool(experiment.paper)
-                rows.append([images, name, str(len(entries)), *cells, *paper])
-    return _markdown(head, rows)
+def _verdict(claim: Claim, entries: Sequence[Finished]) -> tuple[Verdict, str]:
+    """The verdict and why; what diverged is above everything."""
+    values = values_by_name(claim.metric, entries, math.inf)
+    if absent := [name for name in claim.order if name not in values]:
+        return "not decided at this size", f"{', '.join(absent)} was not run"
+    if claim.below is None:
+        steps = [(better, _compare(values[better], values[worse]), worse) for better, worse in pairwise(claim.order)]
+        relations, why = {relation for _, relation, _ in steps}, ", ".join(map(" ".join, steps))
+        if ">" in relations:
+            return "not reproduced", why
+        return "not decided at this size" if "~" in relations else "reproduced", why
+    most = max(max(values[name]) for name in claim.order)
+    if most >= claim.below:
+        return "not reproduced", f"up to {most:g}"
+    chosen = [outcome for run, outcome in entries if run.name in claim.order]
+    finest = max(getattr(outcome, claim.resolution) for outcome in chosen) if claim.resolution else 0
+    if finest >= claim.below:
+        return "not decided at this size", f"up to {most:g}, and the next is {finest:g}"
+    return "reproduced", f"up to {most:g}"
 
 
-def table_of_models(experiment: Experiment, finished: Sequence[Finished]) -> str:
-    """Markdown: the paper's rows of other models, and ours on the same images, measured or not (paper Table 2)."""
-    measured = {entry.run.directory: entry.outcome for entry in finished}
-    rows = []
-    for images in experiment.images:
-        rows += [list(model.values()) for model in experiment.models if model["images"] == images]
-        for run in experiment.runs:
-            if run.images == images:
-                config = run.config.model
-                outcome = measured.get(run.directory)
-                nll = "not measured" if outcome is None else f"≤ {_cell('bits_per_dim', [outcome])}"
-                rows.append(
-                    [images, run.name, "VAE", f"{count_parameters(config):,}", str(config.stochastic_depth), "1", nll]
-                )
-    return _markdown(
-        ["images", "model", "type", "parameters", "depth", "evaluations per sample", "NLL, bits/dim"], rows
-    )
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def to_json(experiment: Experiment, finished: Sequence[Finished], judged: Sequence[Judged]) -> dict[str, Any]:
-    """All figures of all runs, and the counts of a table of models, which need none."""
-    models = {run.images: run.config.model for run in experiment.runs if experiment.models}
-    counts = {
-        images: {"parameters": count_parameters(model), "depth": model.stochastic_depth}
-        for images, model in models.items()
-    }
-    return {
-        "title": experiment.title,
-        **({"counted": counts} if counts else {}),
-        "hours_of_training": sum({entry.run.directory: entry.outcome.hours for entry in finished}.values()),
-        "claims": [
-            {"claim": entry.claim.text, "images": entry.images, "verdict": entry.verdict, "why": entry.why}
-            for entry in judged
-        ],
-        "runs": [
-            {
-                "images": entry.run.images,
-                "run": entry.run.name,
-                "seed": entry.run.seed,
-                "command": f"python train.py {' '.join(entry.run.arguments)}",
-                **asdict(entry.outcome),
-            }
-            for entry in finished
-        ],
-    }
+def _compare(a: Sequence[float], b: Sequence[float]) -> Literal["<", "~", ">"]:
+    """Whether all of `a` are below all of `b`, or above."""
+    if max(a) < min(b):
+        return "<"
+    return ">" if min(a) > max(b) else "~"
 
 
 def verdicts(judged: Sequence[Judged]) -> str:
     """Markdown: a line for each claim and data set."""
-    return "\n".join(f"- {j.claim.text} ({j.images}): **{j.verdict}** ({j.why})." for j in judged)
+    return "\n".join(f"- {j.claim.text} ({j.dataset}): **{j.verdict}** ({j.why})." for j in judged)
 
 
-def _judge_order(claim: Claim, images: str, values: dict[str, list[float | None]]) -> Judged:
-    verdict: Verdict = "reproduced"
-    reasons = []
-    for better, worse in pairwise(claim.order):
-        if better not in values or worse not in values:
-            return Judged(claim, images, "not decided at this size", f"{better} or {worse} was not run")
-        relation = _compare(values[better], values[worse])
-        reasons.append(f"{better} {relation} {worse}")
-        if relation == ">":
-            verdict = "not reproduced"
-        elif relation == "~" and verdict == "reproduced":
-            verdict = "not decided at this size"
-    return Judged(claim, images, verdict, ", ".join(reasons))
-
-
-def _judge_bound(claim: Claim, bound: float, images: str, entries: Sequence[Finished]) -> Judged:
-    outcomes = [entry.outcome for entry in entries if entry.run.name in claim.order]
-    if absent := set(claim.order) - {entry.run.name for entry in entries}:
-        return Judged(claim, images, "not decided at this size", f"{', '.join(sorted(absent))} was not run")
-    most = max(_or_infinite(getattr(outcome, claim.metric)) for outcome in outcomes)
-    if most >= bound:
-        return Judged(claim, images, "not reproduced", f"up to {most:g}")
-    finest = max(getattr(outcome, claim.resolution) for outcome in outcomes) if claim.resolution else 0
-    if finest >= bound:
-        return Judged(claim, images, "not decided at this size", f"up to {most:g}, and the next is {finest:g}")
-    return Judged(claim, images, "reproduced", f"up to {most:g}")
-
-
-def _compare(a: list[float | None], b: list[float | None]) -> Literal["<", "~", ">"]:
-    """Whether all of `a` are below all of `b`, or above; what diverged is above everything."""
-    first, second = [_or_infinite(value) for value in a], [_or_infinite(value) for value in b]
-    if max(first) < min(second):
-        return "<"
-    return ">" if min(first) > max(second) else "~"
-
-
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value
-
-
-def _values(metric: str, entries: Sequence[Finished]) -> dict[str, list[float | None]]:
-    values: dict[str, list[float | None]] = {}
-    for entry in entries:
-        values.setdefault(entry.run.name, []).append(getattr(entry.outcome, metric))
-    return values
+def table(experiment: Experiment, finished: Sequence[Finished]) -> str:
+    """Markdown: a row for each data set and run, with the mean and the range over seeds, and the paper's figure."""
+    head = ["data set", "run", "seeds", *(COLUMNS[column]["heading"] for column in experiment.columns)]
+    rows = []
+    for dataset, entries in by_dataset(finished).items():
+        for name in experiment.run_names:
+            if outcomes := [entry.outcome for entry in entries if entry.run.name == name]:
+                cells = [_cell(column, outcomes) for column in experiment.columns]
+                rows.append([dataset, name, str(len(outcomes)), *cells])
+    if experiment.paper:
+        head.append("paper")
+        rows = [[*row, experiment.paper.get(row[1], "")] for row in rows]
+    return markdown(head, rows)
 
 
 def _cell(column: str, outcomes: Sequence[Outcome]) -> str:
     """Mean and range over seeds; one value where they agree."""
     values = [getattr(outcome, column) for outcome in outcomes]
     known = [value for value in values if value is not None]
-    diverged = f"{len(values) - len(known)} of {len(values)} diverged" if len(known) < len(values) else ""
     if not known:
         return "diverged"
-    form = FORMATS.get(column, "g")
-    if min(known) == max(known):
-        text = f"{known[0]:{form}}"
-    else:
+    form = COLUMNS[column]["form"]
+    text = f"{known[0]:{form}}"
+    if min(known) < max(known):
         mean = statistics.fmean(known)
         text = f"{mean:{form.replace('d', '.0f')}} ({min(known):{form}} to {max(known):{form}})"
-    return f"{text}; {diverged}" if diverged else text
+    diverged = len(values) - len(known)
+    return f"{text}; {diverged} of {len(values)} diverged" if diverged else text
+
+
+def table_of_models(experiment: Experiment, finished: Sequence[Finished]) -> str:
+    """Markdown: the paper's rows of other models, and ours on the same images, measured or not (paper Table 2)."""
+    measured = {entry.run.directory: entry.outcome for entry in finished}
+    rows = []
+    for dataset in dict.fromkeys(run.dataset for run in experiment.runs):
+        rows += [list(model.values()) for model in experiment.models if model["dataset"] == dataset]
+        for run in (run for run in experiment.runs if run.dataset == dataset):
+            nll = (
+                f"≤ {_cell('bits_per_dim', [measured[run.directory]])}" if run.directory in measured else "not measured"
+            )
+            counts = {key: f"{count:,}" for key, count in _counts(run).items()}
+            rows.append([dataset, run.name, "VAE", *counts.values(), "1", nll])
+    head = ["data set", "model", "type", "parameters", "depth", "evaluations per sample", "NLL, bits/dim"]
+    return markdown(head, rows)
+
+
+def _counts(run: Run) -> dict[str, int]:
+    """What a table of models says of ours before it has run."""
+    config = run.config.model
+    return {"parameters": count_parameters(config), "depth": config.stochastic_depth}
+
+
+def to_json(experiment: Experiment, finished: Sequence[Finished], judged: Sequence[Judged]) -> dict[str, Any]:
+    """All figures of all runs, and the counts of a table of models, which need none."""
+    counted = {run.dataset: _counts(run) for run in experiment.runs} if experiment.models else {}
+    return {
+        "title": experiment.title,
+        **({"counted": counted} if counted else {}),
+        "hours_of_training": sum({entry.run.directory: entry.outcome.hours for entry in finished}.values()),
+        "claims": [
+            {"claim": entry.claim.text, "dataset": entry.dataset, "verdict": entry.verdict, "why": entry.why}
+            for entry in judged
+        ],
+        "runs": [
+            {
+                "dataset": run.dataset,
+                "run": run.name,
+                "seed": run.seed,
+                "command": f"python train.py {' '.join(run.arguments)}",
+                **asdict(outcome),
+            }
+            for run, outcome in finished
+        ],
+    }

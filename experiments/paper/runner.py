@@ -30,27 +30,17 @@ def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
         UserError: a run failed, naming its output; the others under way are finished first.
     """
     missing = {run.directory: run for run in runs if not has_ended(run.directory)}
-    cores = len(os.sched_getaffinity(0))
-    gpus = _gpus()
+    cores, gpus = len(os.sched_getaffinity(0)), _gpus()
     at_once = jobs or len(gpus) or cores
-    environments: SimpleQueue[dict[str, str]] = SimpleQueue()
+    free: SimpleQueue[dict[str, str]] = SimpleQueue()  # the environment of each run that may begin
     for slot in range(at_once):
         own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-        environments.put({"OMP_NUM_THREADS": str(max(1, cores // at_once)), **own})
-
-    def make(run: Run) -> str:
-        environment = environments.get()
-        try:
-            return _train(train, run, {**os.environ, **environment})
-        finally:
-            environments.put(environment)
-
+        free.put({**os.environ, "OMP_NUM_THREADS": str(max(1, cores // at_once)), **own})
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(make, run) for run in missing.values()]
+        futures = [pool.submit(_train, train, run, free) for run in missing.values()]
         try:
             for future in tqdm(as_completed(futures), "runs", len(futures), unit="run", disable=None):
-                if failure := future.result():
-                    raise UserError(failure)
+                future.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -63,15 +53,17 @@ def _gpus() -> list[str]:
     return names[:count]
 
 
-def _train(train: Path, run: Run, environment: dict[str, str]) -> str:
-    """Makes or resumes a run; returns what went wrong, if anything. To diverge is an outcome, not a failure."""
+def _train(train: Path, run: Run, free: SimpleQueue[dict[str, str]]) -> None:
+    """Makes or resumes a run; raises `UserError` where that fails. To diverge is an outcome, not a failure."""
     output = run.directory.with_name(f"{run.directory.name}.log")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a") as file:
-        status = subprocess.call(
-            [sys.executable, str(train), *run.arguments], stdout=file, stderr=file, env=environment
-        )
-    if has_ended(run.directory):
-        return ""
-    last = (output.read_text().splitlines() or ["it said nothing"])[-1]
-    return f"{run.directory} ended with status {status}: {last} (all of it is in {output})"
+    environment = free.get()
+    command = [sys.executable, str(train), *run.arguments]
+    try:
+        with output.open("a") as file:
+            status = subprocess.call(command, stdout=file, stderr=file, env=environment)
+    finally:
+        free.put(environment)
+    if not has_ended(run.directory):
+        last = (output.read_text().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{run.directory} ended with status {status}: {last} (all of it is in {output})")

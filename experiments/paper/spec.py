@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import typing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from paper.outcome import Outcome
+from paper.outcome import COLUMNS
 from vdvae.config import Config, load_config
 from vdvae.errors import UserError, did_you_mean
 from vdvae.run.directory import RunDirectory
@@ -21,7 +21,7 @@ Drawing = Literal["by_setting", "cumulative_rate", "gradient_norms", "reconstruc
 class Run(NamedTuple):
     """One training run."""
 
-    images: str
+    dataset: str
     """What the experiment calls its data set."""
     name: str
     """Within the experiment."""
@@ -66,20 +66,15 @@ class Experiment:
     columns: list[str]
     """Fields of `Outcome` that the table shows."""
     figure: Drawing
-    axis: str
+    axis: str = ""
     """What the first words of the runs' names are, under a figure by setting."""
-    claims: list[Claim]
-    paper: dict[str, str]
+    claims: list[Claim] = field(default_factory=list)
+    paper: dict[str, str] = field(default_factory=dict)
     """By run name, the paper's figure."""
-    models: list[dict[str, str]]
-    """Other models, as the paper gives them (Table 2): images, model, type, parameters, depth, sampling, nll."""
-    makes_runs: bool
+    models: list[dict[str, str]] = field(default_factory=list)
+    """Other models, as the paper gives them (Table 2): dataset, model, type, parameters, depth, sampling, nll."""
+    makes_runs: bool = True
     """Whether runs that are missing are made; otherwise it is about those that there are."""
-
-    @property
-    def images(self) -> list[str]:
-        """The names of the data sets."""
-        return list(dict.fromkeys(run.images for run in self.runs))
 
     @property
     def run_names(self) -> list[str]:
@@ -95,8 +90,8 @@ class Experiment:
         config_file = RunDirectory(directory).config_file
         if not config_file.is_file():
             raise UserError(f"{directory} is no run directory")
-        images = load_config(str(config_file), []).data.dataset
-        run = Run(images, directory.resolve().name, 0, str(config_file), (), directory)
+        dataset = load_config(str(config_file), []).data.dataset
+        run = Run(dataset, directory.resolve().name, 0, str(config_file), (), directory)
         return replace(self, runs=[run], claims=[], paper={}, models=[], makes_runs=False)
 
 
@@ -120,26 +115,15 @@ def load_experiment(folder: Path, name: str, scale: Scale, seeds: int | None, ru
     content = _read(folder, name)
     path = folder / f"{name}.yaml"
     try:
-        at_scale = content["scales"][scale]
+        at_scale, common = content.pop("scales")[scale], content.pop("runs", {})
         runs = [
-            _run(folder, name, scale, images, run, seed, runs_folder)
-            for images, its in at_scale["images"].items()
-            for run in its.get("runs", content.get("runs", {}))
+            _run(folder, name, scale, dataset, run, seed, runs_folder)
+            for dataset, its in at_scale["datasets"].items()
+            for run in its.get("runs", common)
             for seed in range(seeds or at_scale["seeds"])
         ]
-        experiment = Experiment(
-            name,
-            content["title"],
-            scale,
-            runs,
-            content["columns"],
-            content["figure"],
-            content.get("axis", ""),
-            [Claim(**claim) for claim in content.get("claims", [])],
-            content.get("paper", {}),
-            content.get("models", []),
-            content.get("makes_runs", True),
-        )
+        content["claims"] = [Claim(**claim) for claim in content.get("claims", [])]
+        experiment = Experiment(name=name, scale=scale, runs=runs, **content)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no experiment: {type(error).__name__}, {error}") from error
     _check(experiment, path)
@@ -151,53 +135,46 @@ def experiments_in(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
-def _read(folder: Path, name: str) -> dict[str, Any]:
+def _read(folder: Path, name: str) -> Any:
     names = experiments_in(folder)
     if name not in names:
         raise UserError(f"no experiment {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}")
     try:
-        content = yaml.safe_load((folder / f"{name}.yaml").read_bytes())
+        return yaml.safe_load((folder / f"{name}.yaml").read_bytes())
     except yaml.YAMLError as error:
         raise UserError(f"{folder / name}.yaml: not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / name}.yaml must hold keys and values")
-    return content
 
 
-def _run(folder: Path, owner: str, scale: Scale, images: str, name: str, seed: int, runs_folder: Path) -> Run:
+def _run(folder: Path, owner: str, scale: Scale, dataset: str, name: str, seed: int, runs_folder: Path) -> Run:
     """A run by its name within its experiment; where that is another's, made of what that file says."""
-    its, settings, key = {}, name, name
+    settings: Any = f"{owner}/{name}"
     while isinstance(settings, str):
+        owner, _, key = settings.partition("/")
         content = _read(folder, owner)
-        its = content["scales"][scale]["images"][images]
+        at_scale = content["scales"][scale]
+        its = at_scale["datasets"][dataset]
         settings = its.get("runs", content.get("runs", {}))[key]
-        if isinstance(settings, str):
-            owner, _, key = settings.partition("/")
-    hps = ",".join(_shown(folder / part) if part.endswith(".yaml") else part for part in its["hps"].split(","))
-    settings = {**content["scales"][scale].get("settings", {}), **settings, "train.seed": seed}
-    overrides = tuple(f"{setting}={_text(value)}" for setting, value in settings.items())
-    directory = runs_folder / scale / images / owner / f"{key.replace(' ', '-')}-seed{seed}"
-    return Run(images, name, seed, hps, overrides, Path(its.get("run_dir", directory)))
+    hps = ",".join(_as_typed(folder / part) if part.endswith(".yaml") else part for part in its["hps"].split(","))
+    settings = {**at_scale.get("settings", {}), **settings, "train.seed": seed}
+    overrides = tuple(f"{setting}={_as_typed(value)}" for setting, value in settings.items())
+    directory = runs_folder / scale / dataset / owner / f"{key.replace(' ', '-')}-seed{seed}"
+    return Run(dataset, name, seed, hps, overrides, Path(its.get("run_dir", directory)))
 
 
-def _shown(path: Path) -> str:
-    """As one would type it here."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-def _text(value: object) -> str:
+def _as_typed(value: object) -> str:
+    """A setting, or a path below this folder, as one would type it here."""
+    if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
+        value = value.relative_to(Path.cwd())
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _check(experiment: Experiment, path: Path) -> None:
     """Refuses, before anything runs for days, what would only be noticed at its end."""
-    figures = [field.name for field in fields(Outcome)]
     claimed = [metric for claim in experiment.claims for metric in (claim.metric, claim.resolution) if metric]
     for metric in [*experiment.columns, *claimed]:
-        if metric not in figures:
-            raise UserError(
-                f"{path}: no figure {metric!r}{did_you_mean(metric, figures)}; there are {', '.join(figures)}"
-            )
+        if metric not in COLUMNS:
+            hint = did_you_mean(metric, list(COLUMNS))
+            raise UserError(f"{path}: no figure {metric!r}{hint}; there are {', '.join(COLUMNS)}")
     for claim in experiment.claims:
         if unknown := [name for name in claim.order if name not in experiment.run_names]:
             hint = did_you_mean(unknown[0], experiment.run_names)

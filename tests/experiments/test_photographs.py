@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import imageio.v3 as iio
 import numpy as np
@@ -27,8 +28,9 @@ def test_photographs_are_split_before_they_are_cropped(tmp_path: Path, monkeypat
             path.parent.mkdir(parents=True, exist_ok=True)
             iio.imwrite(path.with_suffix(".png"), picture)
             path.with_suffix(".png").rename(path)
-    monkeypatch.setattr(photographs, "_folder", lambda package: tmp_path / package)
-    monkeypatch.setattr(photographs, "version", lambda name: "1.0")
+    installed = SimpleNamespace(version="1.0", locate_file=lambda folder: tmp_path / folder)
+    monkeypatch.setattr(photographs, "distribution", lambda name: installed)
+    monkeypatch.setattr(photographs, "PACKAGES", {name: (name, name) for name in photographs.PACKAGES})
     manifest = photographs.prepare(tmp_path / "data", tmp_path / "opencv")
     assert photographs.prepare(tmp_path / "data", tmp_path / "opencv") == manifest
     crops = 4 * 5 + 2 * 2  # of 64 x 80 and of 32 x 40 pixels
@@ -42,9 +44,10 @@ def test_photographs_without_the_packages(tmp_path: Path) -> None:
     """One line, and nothing is written."""
     (tmp_path / "opencv/examples").mkdir(parents=True)
     code = (
-        "import sys, importlib.util as u; find = u.find_spec; "
-        "u.find_spec = lambda name, *a: None if name == 'skimage' else find(name, *a); "
-        f"sys.argv = ['photographs.py', '--opencv', 'opencv']; sys.path.insert(0, {str(ROOT / 'experiments')!r}); "
+        "import sys, importlib.metadata as m; find = m.distribution\n"
+        "def missing(name): raise m.PackageNotFoundError(name)\n"
+        "m.distribution = lambda name: missing(name) if name == 'scikit-image' else find(name)\n"
+        f"sys.argv = ['photographs.py', '--opencv', 'opencv']; sys.path.insert(0, {str(ROOT / 'experiments')!r})\n"
         "import photographs; photographs.main()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

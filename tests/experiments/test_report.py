@@ -31,11 +31,11 @@ USUAL = Outcome(
 )
 
 
-def finished(values: dict[str, list[float | None]], images: str = "fashion") -> list[Finished]:
+def finished(values: dict[str, list[float | None]], dataset: str = "fashion") -> list[Finished]:
     """A run for each name and seed, with these bits/dim."""
     return [
         Finished(
-            Run(images, name, seed, "fashion", (), Path(images, name, str(seed))),
+            Run(dataset, name, seed, "fashion", (), Path(dataset, name, str(seed))),
             replace(USUAL, bits_per_dim=value, diverged=value is None),
         )
         for name, seeds in values.items()
@@ -53,7 +53,7 @@ def finished(values: dict[str, list[float | None]], images: str = "fashion") -> 
         ({"a": [3.0, 3.1], "b": [3.2, 3.3], "c": [None, None]}, "reproduced", "a < b, b < c"),
         ({"a": [3.0, 3.1], "b": [3.2, None], "c": [None, None]}, "not decided at this size", "a < b, b ~ c"),
         ({"a": [3.0], "b": [3.0], "c": [3.1]}, "not decided at this size", "a ~ b, b < c"),
-        ({"a": [3.0], "c": [3.1]}, "not decided at this size", "a or b was not run"),
+        ({"a": [3.0], "c": [3.1]}, "not decided at this size", "b was not run"),
     ],
 )
 def test_orders(values: dict[str, list[float | None]], verdict: str, why: str) -> None:
@@ -83,14 +83,14 @@ def test_no_skipped_update_of_800_does_not_make_it_less_than_one_of_10000() -> N
 
 def test_each_data_set_is_judged_by_itself() -> None:
     both = finished({"a": [3.0], "b": [3.1]}) + finished({"a": [3.1], "b": [3.0]}, "photographs")
-    verdicts = [(j.images, j.verdict) for j in judge([Claim("", "bits_per_dim", ["a", "b"])], both)]
+    verdicts = [(j.dataset, j.verdict) for j in judge([Claim("", "bits_per_dim", ["a", "b"])], both)]
     assert verdicts == [("fashion", "reproduced"), ("photographs", "not reproduced")]
 
 
 def test_table_has_means_ranges_and_the_papers_figures() -> None:
     experiment = load_experiment(ROOT / "experiments", "table1-depth", "small", None, Path("runs"))
     lines = table(experiment, finished({"48": [3.0, 3.1], "3": [None, 3.5], "6": [None, None]})).splitlines()
-    assert lines[0].startswith("| images | run | seeds | parameters | stochastic depth | test bits/dim |")
+    assert lines[0].startswith("| data set | run | seeds | parameters | stochastic depth | test bits/dim |")
     assert lines[4] == "| fashion | 48 | 2 | 1,234,567 | 48 | 3.0500 (3.0000 to 3.1000) | 3.0000 | 0.5000 | 3.95 |"
     assert " diverged | " in lines[3]
     assert " 3.5000; 1 of 2 diverged | " in lines[2]

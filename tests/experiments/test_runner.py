@@ -19,7 +19,7 @@ from vdvae.errors import UserError
 
 TINY_EXPERIMENT = f"""
 title: groups
-scales: {{small: {{seeds: 2, settings: {{train.max_steps: 4}}, images: {{fashion: {{hps: {TINY}}}}}}}}}
+scales: {{small: {{seeds: 2, settings: {{train.max_steps: 4}}, datasets: {{fashion: {{hps: {TINY}}}}}}}}}
 runs: {{"3": {{}}, "1": {{model.stochastic_group: 3}}}}
 columns: [depth, bits_per_dim]
 figure: by_setting

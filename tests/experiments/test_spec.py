@@ -18,11 +18,11 @@ def load(name: str, scale: Scale = "full", folder: Path = FOLDER, seeds: int | N
     return load_experiment(folder, name, scale, seeds, Path("runs"))
 
 
-def layers_of(experiment: Experiment, images: str) -> dict[str, list[int]]:
+def layers_of(experiment: Experiment, dataset: str) -> dict[str, list[int]]:
     """The layers at each resolution, the highest first, of each run."""
     found = {}
     for run in experiment.runs:
-        if run.images == images:
+        if run.dataset == dataset:
             counts = Counter(spec.resolution for spec in run.config.model.decoder_specs)
             found[run.name] = [counts[r] for r in sorted(counts, reverse=True)]
     return found
@@ -33,7 +33,7 @@ def layers_of(experiment: Experiment, images: str) -> dict[str, list[int]]:
 def test_every_experiment_describes_runs_that_can_be(name: str, scale: Scale) -> None:
     experiment = load(name, scale)
     assert experiment.runs
-    assert len({(run.images, run.name, run.seed) for run in experiment.runs}) == len(experiment.runs)
+    assert len({(run.dataset, run.name, run.seed) for run in experiment.runs}) == len(experiment.runs)
     assert {run.config.train.seed for run in experiment.runs} == {run.seed for run in experiment.runs}
     assert set(experiment.paper) <= set(experiment.run_names)
 
@@ -57,20 +57,20 @@ def test_table_1_right() -> None:
     assert experiment.paper == {"even": "3.98", "some": "3.97", "many": "3.96", "most": "3.95"}
 
 
-@pytest.mark.parametrize("images", ["fashion", "photographs"])
-def test_small_scale_has_48_layers_too(images: str) -> None:
+@pytest.mark.parametrize("dataset", ["fashion", "photographs"])
+def test_small_scale_has_48_layers_too(dataset: str) -> None:
     for name in ("table1-depth", "table1-distribution", "figure5-collapse", "figure6-skips"):
-        assert {sum(layers) for layers in layers_of(load(name, "small"), images).values()} == {48}
+        assert {sum(layers) for layers in layers_of(load(name, "small"), dataset).values()} == {48}
 
 
-@pytest.mark.parametrize(("scale", "images"), [("full", "cifar10"), ("small", "fashion"), ("small", "photographs")])
-def test_table_3(scale: Scale, images: str) -> None:
+@pytest.mark.parametrize(("scale", "dataset"), [("full", "cifar10"), ("small", "fashion"), ("small", "photographs")])
+def test_table_3(scale: Scale, dataset: str) -> None:
     experiment = load("table3-scaling", scale)
-    depths = {name: sum(layers) for name, layers in layers_of(experiment, images).items()}
+    depths = {name: sum(layers) for name, layers in layers_of(experiment, dataset).items()}
     assert depths == {f"{depth} {how}": depth for how in ("with", "without") for depth in (15, 30, 45, 60, 75)}
     for run in experiment.runs:
         assert run.config.model.residual_scaling == run.name.endswith(" with")
-    layers = layers_of(experiment, images)
+    layers = layers_of(experiment, dataset)
     assert all(layers[f"{depth} with"] == layers[f"{depth} without"] for depth in (15, 30, 45, 60, 75))
     assert scale == "small" or {run.config.train.max_steps for run in experiment.runs} == {80_000}
 
@@ -98,7 +98,7 @@ def write(folder: Path, **changes: str) -> Path:
     """An experiment with two runs of the demo, and something else in the place of some lines."""
     lines = {
         "title": "title: two",
-        "scales": "scales: {small: {seeds: 1, images: {fashion: {hps: fashion}}}}",
+        "scales": "scales: {small: {seeds: 1, datasets: {fashion: {hps: fashion}}}}",
         "runs": "runs: {a: {}, b: {model.zdim: 4}}",
         "columns": "columns: [bits_per_dim]",
         "figure": "figure: by_setting",
@@ -114,7 +114,7 @@ def write(folder: Path, **changes: str) -> Path:
     [
         ({"title": ""}, "two.yaml 'title'"),
         ({"title": "title: [1"}, "two.yaml YAML"),
-        ({"scales": "scales: {small: {images: {fashion: {hps: fashion}}}}"}, "two.yaml 'seeds'"),
+        ({"scales": "scales: {small: {datasets: {fashion: {hps: fashion}}}}"}, "two.yaml 'seeds'"),
         ({"scales": "scales: {small: 3}"}, "two.yaml TypeError"),
         ({"runs": "runs: {a: {}, b: {model.zdin: 4}}"}, "model.zdin 'zdim'"),
         ({"runs": "runs: {a: {}, b: {model.stochastic_group: 3}}"}, "stochastic_group 10 3 1, 2, 5"),
