@@ -236,7 +236,7 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: b"" if path.is_dir() else path.read_bytes() for path in folder.rglob("*") if path.name != LOCK}
 
 
-@pytest.mark.parametrize("examples", [150, pytest.param(3000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("examples", [150, pytest.param(1500, marks=pytest.mark.long)])
 def test_train(examples: int) -> None:
     @given(mistakes)
     @settings(max_examples=examples, deadline=None, derandomize=True, database=None)
