@@ -33,6 +33,8 @@ def main() -> None:
                 prepare_own(args)
             else:
                 print_summary(*prepare_official(args.what, args.given, args.to, args.partial), args.to)
+                if args.to != Path(DataConfig.root):
+                    print(f"to train on it, set data.root={args.to}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -113,8 +113,7 @@ def _check(manifest: Manifest) -> None:
     """Raises `ValueError` for values that no preparation writes, but a damaged or edited file may have."""
     numbers = [manifest.image_size, manifest.image_channels, manifest.bits]
     numbers += [file.count for file in manifest.files.values()]
-    for rule in manifest.splits.values():
-        numbers += [rule.first, rule.count, 0 if rule.permutation is None else rule.permutation]
+    numbers += [n for rule in manifest.splits.values() for n in (rule.first, rule.count, rule.permutation or 0)]
     if not all(isinstance(number, int) and 0 <= number < 2**32 for number in numbers):
         raise ValueError("a size or count is no whole number")
     for split, rule in manifest.splits.items():

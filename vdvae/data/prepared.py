@@ -79,13 +79,15 @@ def _prepared_manifest(data: DataConfig, folder: Path) -> Manifest:
     if (folder / FILE_NAME).is_file():
         return read_manifest(folder)
     if data.dataset in DATASETS:
+        to = "" if data.root == DataConfig.root else f" --to {data.root}"
         raise UserError(
-            f"data set {data.dataset} is not at {folder}: run ./setup_data.sh {data.dataset}"
-            f"{'' if data.root == 'data' else f' --to {data.root}'}, or set data.root to where it is"
+            f"data set {data.dataset} is not at {folder}: run ./setup_data.sh {data.dataset}{to}, or set data.root to "
+            "where it is: data.root=DIR if it was prepared with --to DIR"
         )
     raise UserError(
         f"data.dataset: no data set {data.dataset!r}{did_you_mean(data.dataset, list(DATASETS))}; there are "
-        f"{', '.join(DATASETS)}, and your own images by scripts/prepare_data.py folder"
+        f"{', '.join(DATASETS)}, and your own images by scripts/prepare_data.py folder. There is none at {folder}: set "
+        "data.root=DIR if it was prepared with --to DIR"
     )
 
 
@@ -93,9 +95,10 @@ def _check(manifest: Manifest, data: DataConfig, model: ModelConfig) -> None:
     """Refuses what would train on, or measure, something else than is said."""
     size, channels = manifest.image_size, manifest.image_channels
     if (model.image_size, model.image_channels) != (size, channels):
+        hint = "" if data.dataset in DATASETS else f"; its fragment goes behind a preset: --hps cifar10,{data.dataset}"
         raise UserError(
             f"data.dataset {data.dataset} has {channels} channels of {size} pixels, but the model has "
-            f"model.image_channels {model.image_channels} and model.image_size {model.image_size}"
+            f"model.image_channels {model.image_channels} and model.image_size {model.image_size}{hint}"
         )
     if model.bits != manifest.bits:
         raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +16,12 @@ from tests.conftest import says
 from tests.data.conftest import Prepare, contents, tiny_model
 from tests.data.prepare.archives import random_images
 from vdvae import VDVAE
-from vdvae.config import Config, load_config
+from vdvae.config import Config, DataConfig, load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
+from vdvae.errors import UserError
 from vdvae.runtime.processes import World
 from vdvae.training.update import Update
 
@@ -214,3 +216,34 @@ def test_bad_folders_are_one_line_and_leave_nothing(case: str, tmp_path: Path, p
     assert err.count("\n") == 1
     says(err, words)
     assert contents(tmp_path) == before
+
+
+def test_a_set_of_an_older_version_is_recognised(tmp_path: Path, prepare: Prepare) -> None:
+    """Whose `source` holds the options as Python shows them."""
+    write(tmp_path / "in", random_images(10, 32))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", "--seed", 3]
+    assert prepare(*arguments)[0] == 0
+    file = tmp_path / "data/mine/dataset.json"
+    content = json.loads(file.read_text())
+    assert content["source"] == f"10 images of {tmp_path / 'in'}, --seed 3 --held_out 0.1 --bits 8"
+    content["source"] = (
+        f"10 images of {tmp_path / 'in'}, FolderOptions(name='mine', size=None, crop=False, background=None, seed=3, "
+        "held_out=0.1, bits=8)"
+    )
+    file.write_text(json.dumps(content))
+    before = contents(tmp_path)
+    assert "prepared before" in prepare(*arguments)[1]
+    status, _, err = prepare(*arguments, "--bits", 5)
+    assert (status, "data/mine holds another set, which stays as it is" in err) == (2, True)
+    assert contents(tmp_path) == before
+
+
+def test_a_set_that_is_elsewhere_or_behind_another_preset(tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 20))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml", "--to", "there")[0] == 0
+    config = load_config(f"cifar10,{tmp_path / 'mine.yaml'}", [])
+    assert len(load_splits(config.data, config.model).train) == 6
+    with pytest.raises(UserError, match=r"no data set 'mine'.* none at data/mine: set data\.root=DIR"):
+        load_splits(DataConfig("mine"), config.model)
+    with pytest.raises(UserError, match=r"behind a preset: --hps cifar10,mine"):
+        load_splits(config.data, load_config("cifar10", []).model)

@@ -37,7 +37,7 @@ class FolderOptions:
     seed: int
     """What the split is drawn with, where there are no folders train, valid and test."""
     held_out: float
-    """Share of the images held out by it, half for validation and half for the test."""
+    """The part of the images that is held out by it, half for validation and half for the test."""
     bits: int
     """At which the NLL is measured."""
 
@@ -52,6 +52,11 @@ class FolderOptions:
             raise UserError(f"--seed must be from 0 to 2**32 - 1, not {self.seed}")
         if not 1 <= self.bits <= 8:
             raise UserError(f"--bits must be from 1 to 8, not {self.bits}")
+
+    def __str__(self) -> str:
+        """As on the command line, without the name."""
+        given = {**vars(self), "name": None, "crop": "center" if self.crop else None}
+        return " ".join(f"--{option} {value}" for option, value in given.items() if value is not None)
 
 
 def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Manifest, bool]:
@@ -69,9 +74,10 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
     if others:
         tqdm.write(f"{source}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP")
     shape = _common_shape(parts, options)
-    described = f"{sum(part.count for part in parts.values()):,} images of {source.resolve()}, {options}"
+    images = f"{sum(part.count for part in parts.values()):,} images of {source.resolve()}"
+    described = f"{images}, {options}"
     if before is not None:
-        if before.source != described:
+        if before.source not in (described, f"{images}, {options!r}"):  # as it was written until November 2026
             raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
         return before, True
 
@@ -123,15 +129,12 @@ def _common_shape(parts: dict[str, Pictures], options: FolderOptions) -> tuple[i
             header = read_header(source, name)
             channels = max(channels, header.channels)
             first = first or (name, header)
-            if options.size is not None:
-                check_fits(header, options.size, options.crop, name, "use a smaller --size")
-            elif header[:2] != first[1][:2]:
+            if options.size is None and header[:2] != first[1][:2]:
                 raise UserError(
                     f"{name} is {header.width} x {header.height}, but {first[0]} is {first[1].width} x "
                     f"{first[1].height}; --size brings them to one size"
                 )
-            else:
-                check_fits(header, min(header[:2]), options.crop, name)
+            check_fits(header, options.size or min(header[:2]), options.crop, name, "use a smaller --size")
     assert first is not None
     size = options.size or min(first[1][:2])
     return (size, size, channels)

@@ -7,14 +7,14 @@ preparation that was killed goes on from the last chunk that is safely on the di
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -25,6 +25,7 @@ from vdvae.data.prepare.archive import Sources, sha256_of
 from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.sources import Source
 from vdvae.errors import UserError
+from vdvae.files import atomic_write
 
 FLUSH_EVERY = 32 << 20
 """Bytes of pixels after which a killed preparation will go on."""
@@ -38,26 +39,24 @@ class Staging(NamedTuple):
     """What the set is prepared from; of anything else, nothing is taken over."""
 
     @property
-    def _journal(self) -> Path:
+    def journal(self) -> Path:
+        """Where that is noted."""
         return self.folder / "journal.json"
 
     def done(self) -> dict[str, int]:
         """Images of each file that are safely on the disk."""
-        if not self._journal.is_file():
+        if not self.journal.is_file():
             return {}
-        content = json.loads(self._journal.read_text())
+        content = json.loads(self.journal.read_text())
         return dict(content["done"]) if content["made_of"] == self.made_of else {}
 
-    def note(self, file: str, images: int) -> None:
-        """Says that so many images of a file are safely on the disk."""
-        temporary = self.folder / "journal.json.tmp"
-        temporary.write_text(json.dumps({"made_of": self.made_of, "done": {**self.done(), file: images}}))
-        temporary.replace(self._journal)
-
-    def finish(self, target: Path) -> None:
-        """Gives the folder its final name."""
-        self._journal.unlink(missing_ok=True)
-        self.folder.replace(target)
+    def save(self, name: str, file: BinaryIO, images: int) -> None:
+        """Puts what is written to a file on the disk, and notes that so many images are."""
+        file.flush()
+        os.fsync(file.fileno())
+        content = {"made_of": self.made_of, "done": {**self.done(), name: images}}
+        with atomic_write(self.journal) as journal:
+            journal.write(json.dumps(content).encode())
 
 
 def prepared_before(target: Path) -> Manifest | None:
@@ -112,7 +111,8 @@ def write_set(
             raise
         with _keeping(folder / FILE_NAME):
             finished.write(folder)
-        staging.finish(target)
+        staging.journal.unlink(missing_ok=True)
+        folder.replace(target)
     return finished
 
 
@@ -145,43 +145,31 @@ class WritingError(OSError):
 
 def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[int, int, int], done: int) -> File:
     path = staging.folder / name
-    image_bytes = int(np.prod(image_shape))
+    image_bytes = math.prod(image_shape)
     if not path.exists() or path.stat().st_size < done * image_bytes:
         done = 0
-    digest = hashlib.sha256()
     with (
-        path.open("r+b" if done else "w+b") as file,
+        path.open("r+b" if done else "wb") as file,
         tqdm(desc=name, total=source.count, unit="image", unit_scale=True, disable=None) as bar,
     ):
         shape = (source.count, *image_shape)
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        end = file.tell() + done * image_bytes
-        file.seek(0)
-        for block in iter(lambda: file.read(min(1 << 20, end - file.tell())), b""):
-            digest.update(block)
-        file.truncate(end)
+        file.truncate(file.seek(done * image_bytes, os.SEEK_CUR))
         bar.update(done)
-        unsaved = 0
+        saved = done
         for chunk in source.chunks(done):
             with _keeping(path):
-                pixels = np.ascontiguousarray(chunk).reshape(-1).data
-                file.write(pixels)
-                digest.update(pixels)
+                file.write(np.ascontiguousarray(chunk).data)
                 done += len(chunk)
-                unsaved += len(pixels)
-                if unsaved >= FLUSH_EVERY:
-                    file.flush()
-                    os.fsync(file.fileno())
-                    staging.note(name, done)
-                    unsaved = 0
+                if (done - saved) * image_bytes >= FLUSH_EVERY:
+                    staging.save(name, file, done)
+                    saved = done
             bar.update(len(chunk))
         if done != source.count:
             raise UserError(f"{name}: {source.count:,} images were announced, and {done:,} came")
         with _keeping(path):
-            file.flush()
-            os.fsync(file.fileno())
-            staging.note(name, done)
-    return File(done, digest.hexdigest())
+            staging.save(name, file, done)
+    return File(done, sha256_of(path))
 
 
 def _write_list(path: Path, pictures: Pictures, image_shape: tuple[int, int, int]) -> File:
@@ -222,7 +210,7 @@ def _keeping(path: Path) -> Iterator[None]:
 
 def _check_space(folder: Path, sources: Sources, image_shape: tuple[int, int, int], done: dict[str, int]) -> None:
     images = sum(source.count - done.get(name, 0) for name, source in sources.items() if isinstance(source, Source))
-    needed, free = images * int(np.prod(image_shape)), shutil.disk_usage(folder).free
+    needed, free = images * math.prod(image_shape), shutil.disk_usage(folder).free
     if needed > free:
         raise WritingError(
             f"{folder.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be written; make room, "
