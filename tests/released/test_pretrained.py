@@ -132,6 +132,8 @@ def test_a_preset_of_ones_own_is_recognised(released: Path, tmp_path: Path, monk
     folder.mkdir()
     monkeypatch.setattr("vdvae.config.reading.PRESETS", folder)
     monkeypatch.setattr("vdvae.released.matching.PRESETS", folder)
+    with refuses("configs presets --hps"):
+        vdvae.load_pretrained(released)
     (folder / "mine.yaml").write_text(TINY.read_text())
     (folder / "fragment.yaml").write_text("model: {image_size: 28}")
     (folder / "broken.yaml").write_text("model: [")

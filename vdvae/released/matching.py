@@ -54,6 +54,8 @@ def recognise(tensors: dict[str, Tensor], path: Path) -> str:
             )
     if fitting:
         return fitting[0]
+    if not models:
+        raise UserError(f"{path} is not recognised: {PRESETS} has no presets. Name its own .yaml with hps= (--hps)")
     nearest = min(models, key=lambda preset: len(mismatches[preset]))
     raise UserError(
         f"{path} fits none of the presets {', '.join(models)}. In the nearest, {nearest}, "
