@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument(
         "--opencv", type=Path, default=OPENCV, metavar="DIR", help=f"folder of opencv-doc; default: {OPENCV}"
     )
-    parser.add_argument("--to", type=Path, default=Path(DataConfig.root), metavar="DIR", help="default: data")
+    parser.add_argument("--to", type=Path, default=Path(DataConfig.root), metavar="DIR", help="folder of prepared sets")
     with exit_on_user_error():
         args = parser.parse_args()
         manifest = prepare(args.to, args.opencv)

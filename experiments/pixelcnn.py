@@ -216,7 +216,9 @@ def parse_arguments() -> argparse.Namespace:
     """What is asked for; raises `UserError` where it cannot be."""
     parser = ModelCommandLine(description="A gated PixelCNN beside a finished run, on the same images.")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--updates", type=int, metavar="N", help="default: as many as the run had")
+    length.add_argument(
+        "--updates", type=int, metavar="N", help="updates to train for; default: as many as the run had"
+    )
     length.add_argument("--minutes", type=float, metavar="M", help="train for so long instead")
     parser.add_argument("--width", type=int, default=48, help="channels of each stack")
     parser.add_argument("--depth", type=int, default=12, help="layers")

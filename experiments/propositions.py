@@ -354,8 +354,9 @@ class Fit(NamedTuple):
     """KL(target || prior) on fresh samples, nats."""
     standard_error: float
     multi_information: float
-    """Of `Loss`, as the next."""
+    """The `multi_information` of its `Loss`."""
     smallest_kl: float
+    """The `smallest_kl` of its `Loss`."""
 
 
 def fit_layers(

@@ -58,7 +58,7 @@ def command_line() -> CommandLine:
     """What can be asked for."""
     parser = CommandLine(description="Reruns a table or figure of the paper.")
     parser.add_argument("name", help="a file of experiments/, without .yaml")
-    parser.add_argument("--scale", choices=("full", "small"), default="small", help="default: small")
+    parser.add_argument("--scale", choices=("full", "small"), default="small", help="scale of the runs")
     parser.add_argument("--seeds", type=int, metavar="N", help="runs of each kind; default: as the experiment says")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one per GPU, or per CPU core")
     parser.add_argument(

@@ -19,7 +19,7 @@ TOP = {"vdvae", f"vdvae-{__version__}.dist-info"}
 
 
 def test_the_packages_are_the_folders() -> None:
-    """Of vdvae/ with an __init__.py, and the presets."""
+    """Those of vdvae/ with an __init__.py, and the presets."""
     section = (ROOT / "pyproject.toml").read_text().partition("[tool.setuptools]\n")[2]
     listed = ast.literal_eval(section.partition("packages = ")[2].partition("]")[0] + "]")  # tomllib is of Python 3.11
     folders = [path.parent.relative_to(ROOT) for path in (ROOT / "vdvae").rglob("__init__.py")]

@@ -73,11 +73,11 @@ def read_outcome(directory: Path) -> Outcome:
     Raises:
         UserError: it has not ended, or there is none.
     """
-    if not has_ended(directory):
-        raise UserError(f"{directory} holds no run that has ended")
     lines = read_lines(directory)
-    reports, diverged = _of_kind("train", lines), _diverged(directory, lines)
-    test = {"bits_per_dim": None, "rate": None} if diverged else _of_kind("test", lines)[0]
+    reports, tests, diverged = _of_kind("train", lines), _of_kind("test", lines), _diverged(directory, lines)
+    if not (tests or diverged):
+        raise UserError(f"{directory} holds no run that has ended")
+    test = {"bits_per_dim": None, "rate": None} if diverged else tests[0]
     config = load_config(str(RunDirectory(directory).config_file), [])
     updates, skipped = reports[-1]["step"], sum(line["skipped"] for line in reports)
     last = [line for line in reports if line["step"] > updates * (1 - LAST_SHARE)]

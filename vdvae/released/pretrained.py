@@ -38,9 +38,9 @@ class Pretrained:
     step: int | None
     """Updates done, if it is known."""
     run_config: Config | None
-    """The whole configuration of a checkpoint's run ..."""
+    """The whole configuration of a checkpoint's run; None for a released file."""
     hps: str | None
-    """... and of a released file the preset, unless its model was given as such."""
+    """The preset of a released file, unless its model was given as such; None for a checkpoint."""
 
     def model(self, device: torch.device) -> VDVAE:
         """The model, ready for evaluation; takes over the tensors, so that they are in memory once."""

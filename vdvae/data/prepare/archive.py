@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,16 +23,16 @@ class Archive(NamedTuple):
     """One official file."""
 
     name: str
-    sha256: tuple[str, ...] = ()
+    sha256: Sequence[str] = ()
     """Checksum of the official file, then those of other good copies. Empty where nobody published one."""
     size: int | None = None
     """Bytes of the official file, where they are known."""
     url: str | None = None
     """None where no open address works any more."""
     folder: str | None = None
-    """The folder that it unpacks to, which may stand in its place ..."""
-    holds: tuple[str, ...] = ()
-    """... as may a folder of another name that holds one of these."""
+    """The folder that it unpacks to, which may stand in its place."""
+    holds: Sequence[str] = ()
+    """Files by which a folder of any other name may stand in its place, if it holds one of them."""
 
 
 @dataclass(frozen=True, eq=False)

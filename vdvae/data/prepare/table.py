@@ -28,10 +28,7 @@ def _form(
     counts: dict[str, int] | None = None,
 ) -> Form:
     """A form of the set `name`, from the names of its archives."""
-    made_of = []
-    for archive in archives.split():
-        facts = Archive(archive, **FACTS[archive])
-        made_of.append(facts._replace(sha256=tuple(facts.sha256), holds=tuple(facts.holds)))  # YAML has lists
+    made_of = [Archive(archive, **FACTS[archive]) for archive in archives.split()]
     return Form(tuple(made_of), sources, counts or DATASETS[name].counts, variant, where)
 
 
