@@ -102,8 +102,13 @@ def test_a_streak_of_skipped_updates_ends_the_run(call: Command) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(call: Command, command: Command, tmp_path: Path) -> None:
-    """In a set that is kept as image files, whichever process decodes it."""
+def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a set that is kept as image files, whichever thread decodes it, and however long the name of the temporary
+    folder, where a socket could not be.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 30)))
     names = [f"{i}.png" for i in range(8)]
     for name in names:
         iio.imwrite(tmp_path / name, np.random.default_rng(0).integers(0, 256, (28, 28), np.uint8))
@@ -114,9 +119,9 @@ def test_an_image_that_cannot_be_read_ends_the_run_in_one_line(call: Command, co
     manifest = Manifest("mine", 28, 1, 8, None, False, "", {"all.txt": File(8, "")}, splits, str(tmp_path))
     manifest.write(tmp_path / "data/mine")
     (tmp_path / "5.png").write_bytes((tmp_path / "5.png").read_bytes()[:500])
-    for workers, start in ((1, call), (2, command)):  # the decoding processes end with that which started them
+    for workers in (1, 2):
         settings = ["data.dataset=mine", f"data.workers={workers}", "train.max_steps=3"]
-        result = start("train.py", "--hps", TINY, "--run_dir", f"run{workers}", *settings)
+        result = call("train.py", "--hps", TINY, "--run_dir", f"run{workers}", *settings)
         assert result.returncode == 2
         says(result.stderr.splitlines()[-1], f"error: {tmp_path}/5.png")
         assert "Traceback" not in result.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,10 @@ def test_a_file_that_is_cut_off(length: int, tmp_path: Path) -> None:
         NpyFile(tmp_path / "a.npy")
 
 
-def test_files_of_their_own_are_decoded_by_processes_in_the_same_order(tmp_path: Path) -> None:
-    """Equal to decoding them here; and the workers draw no number from the global generator."""
+def test_files_of_their_own_are_decoded_by_threads_in_the_same_order(tmp_path: Path) -> None:
+    """Equal to decoding them here. No process is started, which would need shared memory and sockets; and no number is
+    drawn from the global generator.
+    """
     images = np.random.default_rng(0).integers(0, 256, (10, 6, 6, 3), np.uint8)
     for i, image in enumerate(images):
         iio.imwrite(tmp_path / f"{i}.png", image)
@@ -158,6 +160,7 @@ def test_files_of_their_own_are_decoded_by_processes_in_the_same_order(tmp_path:
     batches = training_batches(split, ORDER, 0, ALONE, DataConfig("any", workers=2))
     for step, batch in enumerate(itertools.islice(batches, 4)):
         assert np.array_equal(batch.permute(0, 2, 3, 1), images[ORDER.positions(step)])
+        assert not active_children()
     batches.close()  # type: ignore[attr-defined]
     assert torch.equal(torch.get_rng_state(), state)
 

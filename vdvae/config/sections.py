@@ -12,8 +12,8 @@ from vdvae.runtime.precision import Precision
 Variant = Literal["original", "newer"]
 """The two down-samplings of ImageNet."""
 
-MOST_PROCESSES = 1_000
-"""Decoding processes, more than any machine has cores for."""
+MOST_WORKERS = 1_000
+"""Decoding threads, more than any machine has cores for."""
 MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
 """Far above what anybody can mean, and below what would end in a lack of memory."""
 
@@ -32,14 +32,14 @@ class DataConfig:
     """Whether the training images stay in the device's memory, for sets that fit: 150 MB for CIFAR-10, 4 GB for
     ImageNet-32."""
     workers: int | None = None
-    """Processes that decode images ahead, per training process, for sets that are kept as PNG files; None: one for
+    """Threads that decode images ahead, in each training process, for sets that are kept as PNG files; None: one for
     each core that it has to itself, but no more than 8."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"data.workers must be at least 1, not {self.workers}")
-        if self.workers is not None and self.workers > MOST_PROCESSES:
-            raise ValueError(f"data.workers must be at most {MOST_PROCESSES}, not {self.workers}")
+        if self.workers is not None and self.workers > MOST_WORKERS:
+            raise ValueError(f"data.workers must be at most {MOST_WORKERS}, not {self.workers}")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,19 +12,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from vdvae.config import DataConfig
+from vdvae.data.ahead import in_order, threads
 from vdvae.data.prepared import Split
-from vdvae.data.storage import Images, PictureFiles, Rows, pieces
+from vdvae.data.storage import Images, NpyFile, Pixels, Rows, pieces
 from vdvae.errors import UserError
 from vdvae.runtime import processes
 from vdvae.runtime.processes import World
 
 MOST_WORKERS = 8
-"""Decoding processes, unless told otherwise."""
-IMAGES_AHEAD = 8
-"""Images that each decoding process works ahead."""
+"""Threads that decode, unless told otherwise."""
 
 
 class BatchOrder(NamedTuple):
@@ -76,33 +72,31 @@ def training_batches(
     positions = (order.positions(step, world.rank, world.size) for step in itertools.count(first_step))
     if data.resident:
         return resident_batches(split, positions, world.device)
-    workers = data.workers or min(processes.cores_per_process(), MOST_WORKERS)
-    return read_ahead(split, positions, world.device, workers)
+    return read_ahead(split, positions, world.device, data.workers)
 
 
-def read_ahead(split: Split, positions: Iterable[Rows], device: torch.device, workers: int = 1) -> Iterator[Tensor]:
+def read_ahead(
+    split: Split, positions: Iterable[Rows], device: torch.device, workers: int | None = None
+) -> Iterator[Tensor]:
     """The images of each batch of positions, uint8 [B, C, H, W] on the device; the next is read in the meantime.
 
     Args:
         split: the images.
         positions: of each batch, in the split.
         device: where they go.
-        workers: processes that decode, where the images are kept in files of their own.
+        workers: threads that decode, where the images are in files of their own; None: one for each core that this
+            process has to itself, but no more than `MOST_WORKERS`.
     """
-    decode_elsewhere = isinstance(split.storage, PictureFiles) and workers > 1
-    arrays = _decoded_by_workers(split, positions, workers) if decode_elsewhere else map(split.read, positions)
+    with threads(1) as reader, threads(workers or min(processes.cores_per_process(), MOST_WORKERS)) as decoders:
 
-    def load() -> Tensor | None:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # a new thread's is 0, where pinning memory would open a context
-        images = next(arrays, None)
-        return None if images is None else to_device(images, device)
+        def load(batch: Rows) -> Tensor:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a new thread's is 0, where pinning memory would open a context
+            if isinstance(split.storage, (NpyFile, Pixels)):
+                return to_device(split.read(batch), device)
+            return to_device(np.concatenate(list(decoders.map(split.read, np.split(batch, len(batch))))), device)
 
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        upcoming = thread.submit(load)
-        while (batch := upcoming.result()) is not None:
-            upcoming = thread.submit(load)
-            yield batch
+        yield from in_order(reader, load, positions, ahead=1)
 
 
 def resident_batches(split: Split, positions: Iterable[Rows], device: torch.device) -> Iterator[Tensor]:
@@ -130,44 +124,3 @@ def resident_batches(split: Split, positions: Iterable[Rows], device: torch.devi
             yield images[index.to(device, non_blocking=True)].permute(0, 3, 1, 2)
 
     return batches()
-
-
-def _decoded_by_workers(split: Split, positions: Iterable[Rows], workers: int) -> Iterator[Images]:
-    """Batches whose images are decoded one by one in other processes, some batches ahead."""
-    sizes: deque[int] = deque()
-
-    def one_by_one() -> Iterator[int]:
-        for batch in positions:
-            sizes.append(len(batch))
-            yield from batch.tolist()
-
-    images = iter(
-        DataLoader(
-            _OneByOne(split),
-            batch_size=None,
-            sampler=one_by_one(),
-            num_workers=workers,
-            prefetch_factor=IMAGES_AHEAD,
-            generator=torch.Generator(),  # or it would draw a seed from the global one
-            multiprocessing_context="forkserver",  # a fork would copy the threads of CUDA and NCCL in any state
-        )
-    )
-    for first in images:
-        batch = [first, *itertools.islice(images, sizes.popleft() - 1)]
-        for image in batch:
-            if isinstance(image, UserError):
-                raise image
-        yield torch.stack(batch).numpy()
-
-
-class _OneByOne(Dataset[Tensor | UserError]):
-    """What a decoding process is asked for: one image at a time, uint8 [H, W, C], or what is wrong with it."""
-
-    def __init__(self, split: Split) -> None:
-        self.split = split
-
-    def __getitem__(self, position: int) -> Tensor | UserError:
-        try:
-            return torch.from_numpy(self.split.read(np.array([position]))[0])
-        except UserError as error:
-            return error  # raised here, it would reach the training process with this one's traceback in it

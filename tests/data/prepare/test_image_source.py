@@ -1,4 +1,4 @@
-"""Pictures that are decoded by several processes come in order, and their errors as one line."""
+"""Pictures that are decoded by several threads come in order, and their errors as one line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 
 from tests.data.prepare import archives
-from vdvae.data.prepare import image_source
 from vdvae.data.prepare.image_source import decoded, find_pictures
 from vdvae.errors import UserError
 
 IMAGES = archives.random_images(30, 16)
 
 
-def test_processes_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_source, "FEW", 0)
+def test_threads_decode_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * IMAGES[0].size)
     for i, image in enumerate(IMAGES):
         iio.imwrite(tmp_path / f"{i:02}.png", image)

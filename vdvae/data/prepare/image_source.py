@@ -1,25 +1,20 @@
-"""Folders and tars of pictures, decoded on all cores."""
+"""Folders and tars of pictures, decoded by threads on all cores."""
 
 from __future__ import annotations
 
 import os
-import signal
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from vdvae.data.ahead import in_order, threads
 from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
 from vdvae.data.storage import Images, pieces
-
-FEW = 4096
-"""So many pictures are decoded sooner than processes start."""
+from vdvae.runtime import processes
 
 Decode = Callable[[Path | bytes, str], Images]
 """From a file, and what messages call it, to uint8 [H, W, C]."""
@@ -102,22 +97,10 @@ def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = re
     image_bytes = int(np.prod(shape))
 
     def chunks(start: int) -> Iterator[Images]:
-        parts = [pictures.part(*piece) for piece in pieces(start, pictures.count, image_bytes)]
-        if pictures.count - start <= FEW:
-            yield from (_decode(part, shape, decode) for part in parts)
-            return
-        workers = os.cpu_count() or 1
-        with ProcessPoolExecutor(workers, get_context("forkserver"), _leave_interrupts_to_the_parent) as pool:
-            ahead: deque[Future[Images]] = deque()
-            try:
-                for part in parts:
-                    ahead.append(pool.submit(_decode, part, shape, decode))
-                    if len(ahead) > 2 * workers:
-                        yield ahead.popleft().result()
-                while ahead:
-                    yield ahead.popleft().result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        parts = (pictures.part(*piece) for piece in pieces(start, pictures.count, image_bytes))
+        workers = processes.cores_per_process()
+        with threads(workers) as pool:
+            yield from in_order(pool, lambda part: _decode(part, shape, decode), parts, ahead=2 * workers)
 
     return Source(pictures.count, chunks, pictures.gap)
 
@@ -129,7 +112,3 @@ def _decode(pictures: Pictures, shape: tuple[int, int, int], decode: Decode) -> 
         check_shape(picture.shape, shape, name)
         image[...] = picture
     return images
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
