@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -113,6 +113,7 @@ def run(
     )
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
     images = training_batches(splits.train, order, first_step, world, config.data)
+    threads = fast.Threads(world.device) if settings.fast else nullcontext()
     writer = CheckpointWriter(directory, config, splits.manifest.checksums())
     with closing(RunLog(directory, model, first_step, writes=world.is_main)) as log, writer, interruption:
 
@@ -129,7 +130,8 @@ def run(
             with interruption.at_once():
                 validate(done)  # which comes after the checkpoint, so that this one knows nothing of it
         for step in range(first_step, last_step):
-            update(next(images), step)
+            with threads:
+                update(next(images), step)
             progress.step()
             done = step + 1
             is_end = done == settings.max_steps

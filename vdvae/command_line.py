@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
+from vdvae import fast
 from vdvae.data.image_files import BACKGROUNDS
 from vdvae.data.prepared import Split
 from vdvae.data.user_images import open_inputs
@@ -115,8 +116,10 @@ def with_noise(
     """Each of `total` batches with a source of noise, which depends on (seed, the batch's index); on a terminal, a bar
     says what is being done.
     """
+    threads = fast.Threads(device)
     for index, batch in enumerate(tqdm(batches, doing, total, unit="batch", leave=False, disable=None)):
-        yield batch, generator(device, seed, Purpose.PICTURES, index)
+        with threads:
+            yield batch, generator(device, seed, Purpose.PICTURES, index)
 
 
 def parse_temperature(text: str) -> Temperature:

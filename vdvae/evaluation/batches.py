@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vdvae import fast
 from vdvae.data.loader import read_ahead
 from vdvae.data.prepared import Split
 from vdvae.data.storage import Rows
@@ -42,5 +43,8 @@ def measured(
     positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]
     hidden = None if title and world.is_main else True  # None: hidden unless on a terminal
     bar = tqdm(mine, title, unit="batch", leave=False, disable=hidden)
+    threads = fast.Threads(world.device)
     for b, rows, images in zip(bar, positions, read_ahead(split, positions, world.device), strict=True):
-        yield rows, measure(rows, images, generator(world.device, seed, Purpose.EVALUATION, b))
+        with threads:
+            result = measure(rows, images, generator(world.device, seed, Purpose.EVALUATION, b))
+        yield rows, result

@@ -15,10 +15,12 @@ from vdvae.fast.allocator import give_back_freed_memory, keep_freed_memory
 from vdvae.fast.compiling import compile_blocks
 from vdvae.fast.forwards import FastVDVAE, has_hooks, swap_forwards
 from vdvae.fast.record import Recorded
+from vdvae.fast.threads import Threads
 from vdvae.model.vdvae import VDVAE
 
 __all__ = [
     "Recorded",
+    "Threads",
     "checkpoint_blocks",
     "compile_blocks",
     "give_back_freed_memory",
