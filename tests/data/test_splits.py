@@ -7,6 +7,7 @@ import pytest
 
 from tests.conftest import PRESET_NAMES
 from vdvae.config import load_config
+from vdvae.data.manifest import File, official_manifest
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.splits import DATASETS
 
@@ -78,3 +79,22 @@ def test_every_preset_fits_its_set(name: str) -> None:
     )
     variants = {form.variant for form in FORMS.get(config.data.dataset, ())} or {None}
     assert config.data.variant == ("original" if "original" in variants else None)
+
+
+def test_the_demo_is_validated_on_images_that_are_no_test_images() -> None:
+    order = np.random.RandomState(0).permutation(10_000)
+    assert ends("fashion_mnist_9k_1k") == {
+        "train": [8_500, order[1500], order[-1]],
+        "valid": [500, order[1000], order[1499]],
+        "test": [1_000, order[0], order[999]],
+    }
+
+
+def test_a_set_says_where_it_is_validated_on_its_test_images() -> None:
+    """Where the paper has it so; a checkpoint that is kept as the best has then seen them."""
+    said = set()
+    for name, dataset in DATASETS.items():
+        files = {file: File(count, "") for file, count in dataset.counts.items()}
+        if "validated on the test images" in str(official_manifest(name, files, "")):
+            said.add(name)
+    assert said == {"ffhq256", "ffhq1024"}

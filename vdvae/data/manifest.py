@@ -51,6 +51,7 @@ class Manifest:
     def __str__(self) -> str:
         facts = [VARIANTS[self.variant]] if self.variant else []
         facts += ["a part of the set only"] if self.partial else []
+        facts += ["validated on the test images"] if self.splits["valid"] == self.splits["test"] else []
         return f"{self.name} ({'; '.join(facts)})" if facts else self.name
 
     def facts(self) -> dict[str, Any]:

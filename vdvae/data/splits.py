@@ -42,11 +42,14 @@ Rules = dict[str, Rule]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Validation images taken from the training file: `count` at one end of a permutation."""
+    """Validation images taken from the training file: `count` at one end of a permutation, after `test` test images,
+    where these come from it too.
+    """
 
     permutation: int
     count: int
     at_start: bool
+    test: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class Dataset:
     counts: dict[str, int]
     """Images in each file: the training images, then the test images if they are a file of their own."""
     held_out: HeldOut | None
-    """None where validation and test images are the same."""
+    """None where the validation images are the test images, as they are too where there is no test file and
+    `HeldOut.test` is 0."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -70,17 +74,25 @@ class Dataset:
     def rules(self, counts: dict[str, int]) -> Rules:
         """The splits of files with `counts` images. Of a part of the set, the same share is held out."""
         train_file, *test_file = counts
-        length, whole = counts[train_file], self.counts[train_file]
+        length = counts[train_file]
         train = Rule(train_file, None, 0, length)
         test = Rule(test_file[0], None, 0, counts[test_file[0]]) if test_file else None
         if self.held_out is None:
             assert test is not None
             return {"train": train, "valid": test, "test": test}
-        seed, count = self.held_out.permutation, max(FEWEST, round(self.held_out.count * length / whole))
-        first = Rule(train_file, seed, 0, count if self.held_out.at_start else length - count)
-        second = Rule(train_file, seed, first.count, length - first.count)
+        seed, count, before = self.held_out.permutation, self._share(self.held_out.count, length), 0
+        if self.held_out.test:
+            before = self._share(self.held_out.test, length)
+            test = Rule(train_file, seed, 0, before)
+        left = length - before
+        first = Rule(train_file, seed, before, count if self.held_out.at_start else left - count)
+        second = Rule(train_file, seed, before + first.count, left - first.count)
         valid, train = (first, second) if self.held_out.at_start else (second, first)
         return {"train": train, "valid": valid, "test": test or valid}
+
+    def _share(self, count: int, length: int) -> int:
+        """What `count` images of the whole training file are in one of `length`."""
+        return max(FEWEST, round(count * length / next(iter(self.counts.values()))))
 
 
 # The released ImageNet script reads files in whatever order the file system gives, so its 5,000 validation images are
@@ -92,6 +104,9 @@ DATASETS = {
     "ffhq256": Dataset(256, 3, 5, {"images.npy": 70_000}, HeldOut(5, 7_000, at_start=False)),
     "ffhq1024": Dataset(1024, 3, 8, {"train.txt": 65_000, "test.txt": 5_000}, None),
     "fashion_mnist": Dataset(28, 1, 8, {"train.npy": 60_000, "test.npy": 10_000}, HeldOut(0, 5_000, at_start=True)),
-    # The 10,000 test images of Fashion-MNIST, split anew: not the standard 60,000 / 10,000 split.
-    "fashion_mnist_9k_1k": Dataset(28, 1, 8, {"t10k-images-idx3-ubyte.gz": 10_000}, HeldOut(0, 1_000, at_start=True)),
+    # The 10,000 test images of Fashion-MNIST, split anew: not the standard 60,000 / 10,000 split. Of the 9,000 that are
+    # no test images, 500 are for validation.
+    "fashion_mnist_9k_1k": Dataset(
+        28, 1, 8, {"t10k-images-idx3-ubyte.gz": 10_000}, HeldOut(0, 500, at_start=True, test=1_000)
+    ),
 }
