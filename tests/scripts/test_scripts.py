@@ -114,6 +114,22 @@ def test_samples_in_a_folder_and_for_fid_are_the_same(run: Path, call: Command) 
     assert np.array_equal(samples[4, ..., 0], last[0, 0].numpy())
 
 
+@pytest.mark.parametrize(("count", "columns"), [(20, 8), (3, 8), (8, 4)])
+def test_as_many_images_in_a_png_as_were_asked_for(count: int, columns: int, run: Path, call: Command) -> None:
+    """Those of an .npz, `columns` in a row, and white after the last."""
+    for out in ("a.png", "a.npz"):
+        arguments = ["--num_images", count, "--columns", columns, "--temperatures", 0.8, "--out", out]
+        assert call("scripts/sample.py", run, *arguments).returncode == 0
+    with np.load(run.parent / "a.npz") as arrays:
+        samples = arrays["arr_0"][..., 0]
+    rows = -(-count // columns)
+    picture = iio.imread(run.parent / "a.png")
+    assert picture.shape == (rows * 58 + 2, columns * 58 + 2)
+    cells = picture[2:, 2:].reshape(rows, 58, columns, 58).swapaxes(1, 2).reshape(-1, 58, 58)[:, :56:2, :56:2]
+    assert np.array_equal(cells[:count], samples)
+    assert (cells[count:] == 255).all()
+
+
 @pytest.fixture
 def photos(run: Path) -> Path:
     """Five gray images of 28 x 28 and one larger."""
@@ -190,7 +206,7 @@ def test_interpolate(run: Path, photos: Path, call: Command) -> None:
         (["scripts/sample.py", "run", "--out", "a.gif"], "--out .png"),
         (["scripts/sample.py", "run", "--out", "run"], "--out run empty"),
         (["scripts/sample.py", "run", "--out", "a.npz", "--temperatures", 1, 0.5], ".npz one temperature"),
-        (["scripts/sample.py", "run", "--num_images", 5], "--num_images .npz folder"),
+        (["scripts/sample.py", "run", "--num_images", 5, "--temperatures", 1, 0.5], "--num_images one temperature"),
         (["scripts/sample.py", "run", "--seed", -1], "--seed negative"),
         (["scripts/reconstruct.py", "run", "none.png"], "none.png"),
         (["scripts/reconstruct.py", "run", "--temperature", -1], "temperatures negative"),
