@@ -97,8 +97,8 @@ def _prepared_manifest(data: DataConfig, folder: Path) -> Manifest:
     hint = did_you_mean(data.dataset, list(DATASETS))
     official = f"; official sets are {', '.join(DATASETS)}" if hint else ""
     raise UserError(
-        f"there is no data set {data.dataset!r} at {folder}{hint}: {where}; scripts/prepare_data.py folder makes one of "
-        f"your own images{official}"
+        f"there is no data set {data.dataset!r} at {folder}{hint}: {where}; scripts/prepare_data.py folder makes one "
+        f"of your own images{official}"
     )
 
 

@@ -196,7 +196,11 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         lambda folder: None,
         "fashion.yaml",
     ),
-    "a configuration that --hps would not find": (["in", "--config", "mine"], lambda folder: None, "--config mine .yaml"),
+    "a configuration that --hps would not find": (
+        ["in", "--config", "mine"],
+        lambda folder: None,
+        "--config mine .yaml",
+    ),
     "another set": (
         ["in"],
         another_set,
