@@ -35,8 +35,8 @@ def main() -> None:
         "a .png without --num_images, which has a row for each, and 1 otherwise",
     )
     parser.add_argument("--columns", type=int, default=8, help="columns of a .png grid")
-    images = "samples of one temperature; default: 1000, or in a .png --columns for each temperature"
-    parser.add_argument("--num_images", type=int, metavar="N", help=images)
+    wanted = "samples of one temperature; default: 1000, or in a .png --columns for each temperature"
+    parser.add_argument("--num_images", type=int, metavar="N", help=wanted)
     parser.add_argument("--batch_size", type=int, default=16, help="most images of --num_images that are drawn at once")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of convolutions")
     parser.add_argument("--out", type=Path, default="samples.png", help="a .png grid, an .npz, or a folder")

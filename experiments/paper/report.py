@@ -15,7 +15,7 @@ from paper.spec import Claim, Experiment, Run
 from vdvae.errors import UserError
 
 Verdict = Literal["reproduced", "not reproduced", "not decided at this size", "within the seeds' spread"]
-WITHIN = "within the seeds' spread"
+WITHIN: Literal["within the seeds' spread"] = "within the seeds' spread"
 LEGEND = """A verdict holds every seed of one run against every seed of another. *By chance*: how often the seeds would
 come out in the order of the claim if the runs did not differ. *Within the seeds' spread*: they are in an order, but the
 runs are nearer to each other than the seeds of one of them are. *By seed*: of the pairs of runs with the same seed, how
