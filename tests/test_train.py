@@ -69,7 +69,7 @@ def test_a_run_and_its_resumption(processes: int, call: Command, command: Comman
         ("train", 6),
         ("test", 6),
     ]
-    says(first.stdout, f"test bits/dim: {log[-1]['bits_per_dim']:.4f} PNG 1,000 5.19")
+    says(first.stdout, f"test bits/dim: {log[-1]['bits_per_dim']:.4f} PNG 1,000 5.19 4.07 WebP 3.85")
     assert log[-1]["num_images"] == 1000
     assert sorted(path.name for path in (run / "samples").iterdir()) == [
         f"{kind}-{step:08d}.png" for kind in ("reconstructions", "samples") for step in (4, 6)
