@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, Command, assert_refused, says
+from tests.conftest import ROOT, TINY, Command, assert_refused, call_script, says
 from vdvae import load_pretrained
 from vdvae.config import load_model_config
 from vdvae.data.manifest import File, Manifest
@@ -88,12 +88,29 @@ def test_evaluate_released_weights_of_five_bits(tmp_path: Path, call: Command) -
     assert figures["exact"] != figures["released"]
 
 
-def write_five_bits(folder: Path) -> None:
+def test_a_run_finds_its_images_from_any_directory(tmp_path: Path) -> None:
+    """Where they were; in data/ here, if they have been moved and are the same; or where it is told."""
+    write_five_bits(tmp_path / "work/data/five")
+    (tmp_path / "elsewhere").mkdir()
+    train = partial(call_script, tmp_path / "work", "train.py", "--hps", TINY, "model.bits=5", "data.dataset=five")
+    assert train("--run_dir", "run", "--max_steps", 1).returncode == 0
+    evaluate = partial(call_script, tmp_path / "elsewhere", "scripts/evaluate.py")
+    assert evaluate("../work/run").returncode == 0
+
+    (tmp_path / "work").rename(tmp_path / "moved")
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five data.root=DIR")
+    assert evaluate("../moved/run", "data.root=../moved/data").returncode == 0
+    assert call_script(tmp_path / "moved", "scripts/reconstruct.py", "run").returncode == 0
+    write_five_bits(tmp_path / "elsewhere/data/five", "0" * 64)
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five")
+
+
+def write_five_bits(folder: Path, checksum: str = "") -> None:
     """A prepared set of 12 gray images at 5 bits."""
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1), np.uint8))
     rules = {split: Rule("images.npy", None, 4 * i, 4) for i, split in enumerate(("train", "valid", "test"))}
-    Manifest("five", 28, 1, 5, None, False, "noise", {"images.npy": File(12, "")}, rules).write(folder)
+    Manifest("five", 28, 1, 5, None, False, "noise", {"images.npy": File(12, checksum)}, rules).write(folder)
 
 
 def test_samples_in_a_folder_and_for_fid_are_the_same(run: Path, call: Command) -> None:

@@ -59,7 +59,7 @@ def _some(split: Split, most: int, bits: int) -> Images:
     h, w = split.storage.shape[1:3]
     count = min(most, len(split), max(1, MOST_PIXELS // (h * w)))
     positions = np.unique(np.linspace(0, len(split) - 1, count).astype(np.int64))
-    return split.read(positions) >> (8 - bits)
+    return np.right_shift(split.read(positions), 8 - bits, dtype=np.uint8)
 
 
 def _bits_per_dim(images: Images, pictures: Any, **form: Any) -> float:
