@@ -21,6 +21,7 @@ from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.files import from_here
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
@@ -88,11 +89,6 @@ def prepare_own(args: argparse.Namespace) -> None:
 def is_default(root: Path) -> bool:
     """Whether train.py, started in this directory, looks there without being told."""
     return root.resolve() == Path(DataConfig.root).resolve()
-
-
-def from_here(path: Path) -> Path:
-    """A path as one would type it in this directory."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 def print_summary(manifest: Manifest, before: bool, root: Path) -> None:

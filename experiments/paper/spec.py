@@ -14,6 +14,7 @@ from paper.outcome import COLUMNS
 from vdvae.config import Config, DataConfig, load_config
 from vdvae.data.prepared import is_there
 from vdvae.errors import UserError, did_you_mean
+from vdvae.files import from_here
 from vdvae.run.directory import RunDirectory
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -182,8 +183,8 @@ def _command_for_data(data: DataConfig) -> list[str]:
 
 def as_typed(value: object) -> str:
     """A setting, or a path below this folder, as one would type it here."""
-    if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
-        value = value.relative_to(Path.cwd())
+    if isinstance(value, Path):
+        value = from_here(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import TINY, refuses, says
 from vdvae import VDVAE
-from vdvae.config import Config, load_config
+from vdvae.config import Config, load_config, with_absolute_root
 from vdvae.errors import UserError
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, changed_settings, read_log
@@ -56,7 +56,8 @@ def test_starts_are_kept_up_to_the_checkpoint(tiny: Config, tmp_path: Path) -> N
         ([], ["train.lr=2"], [], {"train.lr": (2.0, 1e-3)}),  # killed before its line was written, and back again
         (["train.lr=1"], [], ["train.lr=1"], {"train.lr": (1e-3, 1.0)}),  # killed between config.yaml and its line
         (["train.lr=1"], [], [], {"train.lr": (1.0, 1e-3)}),  # edited by hand
-        (["data.root=a"], [], ["data.root=b"], {"data.root": ("a", "b")}),
+        (["data.root=/a"], [], ["data.root=/b"], {"data.root": ("/a", "/b")}),
+        (["data.root=here"], None, [f"data.root={Path.cwd()}/here"], {}),  # as it was written before
         ([], ["train.skip_threshold=inf"], ["train.skip_threshold=inf"], {"train.skip_threshold": (1000.0, "inf")}),
     ],
 )
@@ -64,13 +65,13 @@ def test_what_changed(
     in_file: list[str], logged: list[str] | None, now: list[str], changes: object, tmp_path: Path
 ) -> None:
     """Beside config.yaml, or else the last start of the log; of a new run nothing."""
-    directory, config = RunDirectory(tmp_path), load_config(str(TINY), now)
+    directory, config = RunDirectory(tmp_path), with_absolute_root(load_config(str(TINY), now))
     assert changed_settings(directory, config) == {}
     directory.create(load_config(str(TINY), in_file))
     if logged is not None:
         log = RunLog(directory, VDVAE(config.model), 0, writes=True)
         log.start(0, config, {}, torch.device("cpu"))
-        log.start(0, load_config(str(TINY), logged), {}, torch.device("cpu"))
+        log.start(0, with_absolute_root(load_config(str(TINY), logged)), {}, torch.device("cpu"))
         log.close()
     assert changed_settings(directory, config) == changes
 
@@ -79,7 +80,7 @@ def test_what_changed(
 def test_a_start_of_another_version(settings: object, tiny: Config, tmp_path: Path) -> None:
     RunDirectory(tmp_path).create(tiny)
     (tmp_path / "metrics.jsonl").write_text(line("start", 0, settings=settings))
-    assert changed_settings(RunDirectory(tmp_path), tiny) == {}
+    assert changed_settings(RunDirectory(tmp_path), with_absolute_root(tiny)) == {}
 
 
 @pytest.mark.parametrize(

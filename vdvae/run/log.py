@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from vdvae.config import Config, load_config, settings
+from vdvae.config import Config, load_config, settings, with_absolute_root
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
 from vdvae.model.vdvae import VDVAE
@@ -178,10 +178,15 @@ def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
 def changed_settings(directory: RunDirectory, config: Config) -> Changes:
     """The settings that differ from those in a run's config.yaml, or else from those that its last start logged: a
     process may be killed between writing the one and the other. None for a run that is new.
+
+    Args:
+        directory: of the run.
+        config: what it goes on with, see `with_absolute_root`; a relative data.root in config.yaml, as it was written
+            until November 2026, is taken to begin in this directory.
     """
     if not directory.config_file.is_file():
         return {}
-    now, before = _as_json(config), _as_json(load_config(str(directory.config_file), []))
+    now, before = _as_json(config), _as_json(with_absolute_root(load_config(str(directory.config_file), [])))
     logged: dict[str, Any] = {}
     if directory.metrics_file.is_file():
         starts = [entry for _, entry in _undamaged(directory.metrics_file, tells=False) if entry["kind"] == START]

@@ -10,6 +10,7 @@ from vdvae.data.prepared import Splits
 from vdvae.evaluation.grids import TEMPERATURES, reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL
 from vdvae.evaluation.png import png_bits_per_dim, strip_bits_per_dim
+from vdvae.files import from_here
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
@@ -41,7 +42,5 @@ def print_summary(test: NLL, splits: Splits, directory: RunDirectory, step: int)
     print(f"data set:        {splits.manifest}")
     print(f"samples:         {directory.picture('samples', step)}")
     print(f"reconstructions: {directory.picture('reconstructions', step)}")
-    tensorboard = Path(sys.executable).with_name("tensorboard")
-    if tensorboard.is_relative_to(Path.cwd()):
-        tensorboard = tensorboard.relative_to(Path.cwd())
+    tensorboard = from_here(Path(sys.executable).with_name("tensorboard"))
     print(f"TensorBoard:     {tensorboard} --logdir {directory.path}")
