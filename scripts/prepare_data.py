@@ -79,7 +79,7 @@ def prepare_own(args: argparse.Namespace) -> None:
     manifest, before = prepare_folder(args.source, args.to, options)
     write_fragment(manifest, args.to, config)
     print_summary(manifest, before, args.to)
-    hps = args.name if config.parent == PRESETS else config
+    hps = config.stem if config.parent == PRESETS else config
     command = ["python", str(from_here(TRAIN)), "--hps", f"{BASE},{hps}"]
     if is_checkouts(args.to) and not is_default(args.to):  # then the preset does not say where the set is
         command.append(f"data.root={args.to.absolute()}")

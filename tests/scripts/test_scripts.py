@@ -195,6 +195,8 @@ def test_reconstruct(run: Path, photos: Path, call: Command) -> None:
     assert np.array_equal(picture[2:58:2, 2:58:2], iio.imread(photos / "1.png"))
     assert call("scripts/reconstruct.py", run, "--columns", 3).stdout == "reconstructions.png\n"
     assert iio.imread(run.parent / "reconstructions.png").shape == (4 * 58 + 2, 3 * 58 + 2)
+    some = call("scripts/reconstruct.py", run, photos, "--columns", 2, "--crop", "center")
+    assert (some.returncode, some.stderr) == (0, "the first 2 of 6 images; --columns N for more\n")
 
 
 def test_interpolate(run: Path, photos: Path, call: Command) -> None:
