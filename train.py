@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from vdvae import VDVAE, fast
-from vdvae.config import Config, load_config
+from vdvae.config import Config, load_config, with_absolute_root
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
@@ -27,7 +27,7 @@ from vdvae.run.checkpoint import Best, Checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 from vdvae.run.interruption import TIME_IS_UP, Interruption
-from vdvae.run.log import RunLog
+from vdvae.run.log import Changes, RunLog, changed_settings, told
 from vdvae.run.progress import Progress
 from vdvae.run.summary import draw_pictures, print_summary
 from vdvae.runtime import processes
@@ -41,7 +41,7 @@ def main() -> None:
     with ExitStack() as held:
         with exit_on_user_error():
             args = command_line()
-            config = load_config(args.hps, args.overrides)
+            config = with_absolute_root(load_config(args.hps, args.overrides))
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
@@ -49,15 +49,16 @@ def main() -> None:
             device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
-            directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
+            directory, resumed, changed = RunDirectory(args.run_dir or Path("runs", name)), None, {}
             if processes.env_rank() == 0:
                 held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
                 resumed = directory.open(config, splits.manifest.checksums())
+                changed = changed_settings(directory, config)
                 directory.create(config)
         try:
             with exit_on_lost_process(), exit_on_bad_image():
                 world = processes.start(device, config.train.timeout_minutes)
-                status = run(config, splits, directory, resumed, world, args)
+                status = run(config, splits, directory, resumed, changed, world, args)
                 processes.stop()
         except KeyboardInterrupt:
             print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
@@ -88,6 +89,7 @@ def run(
     splits: Splits,
     directory: RunDirectory,
     resumed: Checkpoint | None,
+    changed: Changes,
     world: World,
     limits: argparse.Namespace,
 ) -> int:
@@ -95,8 +97,7 @@ def run(
     settings = config.train
     interruption = Interruption(world, limits.max_hours)
     torch.manual_seed(settings.seed)  # the same initial weights in every process
-    model = VDVAE(config.model).to(world.device)
-    update = Update(model, settings, world)
+    update = Update(VDVAE(config.model).to(world.device), settings, world)
     ema = update.ema.model
     first_step, state = world.broadcast((resumed.step, resumed.state) if resumed else (0, {}))
     if state:
@@ -107,15 +108,16 @@ def run(
 
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
-        f"{directory.path}: {sum(p.numel() for p in model.parameters()):,} parameters, {model.num_layers} layers, "
+        f"{directory.path}: {sum(p.numel() for p in ema.parameters()):,} parameters, {ema.num_layers} layers, "
         f"{len(splits.train):,} training images of {splits.manifest}, {world.size} x {world.device.type}, "
-        f"{f'resuming after step {first_step:,}' if first_step else 'from the start'}"
+        f"{f'resuming after step {first_step:,}' if first_step else 'from the start'}{told(changed)}"
     )
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
     images = training_batches(splits.train, order, first_step, world, config.data)
     threads = fast.Threads(world.device) if settings.fast else nullcontext()
     writer = CheckpointWriter(directory, config, splits.manifest.checksums())
-    with closing(RunLog(directory, model, first_step, writes=world.is_main)) as log, writer, interruption:
+    with closing(RunLog(directory, ema, first_step, writes=world.is_main)) as log, writer, interruption:
+        log.start(first_step, config, changed, world.device)
 
         def validate(done: int) -> None:
             nonlocal best

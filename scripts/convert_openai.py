@@ -13,9 +13,12 @@ from vdvae.config import Config
 from vdvae.data.prepared import load_splits
 from vdvae.data.splits import DATASETS
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.files import from_here
 from vdvae.released.exporting import export_run
 from vdvae.released.four_files import ReleasedSet
 from vdvae.released.importing import import_released
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def main() -> None:
@@ -48,7 +51,7 @@ def main() -> None:
 def import_run(prefix: str, run_dir: Path, hps: str | None, overrides: list[str]) -> None:
     """Makes the run directory, and tells how to go on with it, and what will differ from the released code."""
     made = import_released(prefix, run_dir, hps, overrides)
-    resume = ["python", "train.py", "--hps", made.hps, "--run_dir", str(run_dir), *overrides]
+    resume = ["python", str(from_here(TRAIN)), "--hps", made.hps, "--run_dir", str(run_dir), *overrides]
     print(f"{run_dir}: step {made.step:,}, epoch {made.epoch:,}, {made.parameters:,} parameters")
     print(f"resume: {shlex.join(resume)}")
     for key, value in made.settings.items():

@@ -4,6 +4,7 @@ python scripts/experiment.py table1-depth                     small, for two CPU
 python scripts/experiment.py table1-depth --scale full        as in the paper
 python scripts/experiment.py figure5-collapse --seeds 4       resumes what was interrupted, and adds seeds
 python scripts/experiment.py figure4 --run runs/fashion       about any other run
+python scripts/experiment.py table2 --gather --out results    what is committed; otherwise it goes where the runs are
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vdvae.command_line import check_at_least_one
-from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.evaluation.grids import save_png
 from vdvae.files import atomic_write
@@ -25,9 +28,10 @@ from vdvae.runtime.results import made_on
 sys.path.append(str(Path(__file__).resolve().parent.parent / "experiments"))
 
 from paper.draw import draw
-from paper.report import gather, judge, table, table_of_models, to_json, verdicts
+from paper.outcome import has_ended
+from paper.report import Finished, Judged, from_json, gather, judge, page, to_json
 from paper.runner import train_all
-from paper.spec import Experiment, load_experiment
+from paper.spec import Experiment, as_typed, commands_for_data, load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,15 +44,22 @@ def main() -> None:
             check_at_least_one(args, "seeds", "jobs")
             experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
             if args.commands:
-                for run in experiment.runs:
-                    print(shlex.join(["python", "train.py", *run.arguments]))
+                train = ["python", as_typed(ROOT / "train.py")]
+                commands = [*commands_for_data(experiment.runs), *([*train, *run.arguments] for run in experiment.runs)]
+                print("\n".join(map(shlex.join, commands)))
                 return
             check_matplotlib()
+            out = args.out or (args.run / "figures" if args.run else args.runs)
             if args.run:
                 experiment = experiment.of(args.run)
+            if args.judge:
+                judge_again(experiment, out)
+                return
             if experiment.makes_runs and not args.gather:
+                if first := commands_for_data(run for run in experiment.runs if not has_ended(run.directory)):
+                    raise UserError(f"a data set is missing; first {' and '.join(map(shlex.join, first))}")
                 train_all(ROOT / "train.py", experiment.runs, args.jobs)
-            show(experiment, args.out or (args.run / "figures" if args.run else Path("results")))
+            show(experiment, gather(experiment), out)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -64,36 +75,60 @@ def command_line() -> CommandLine:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs/experiments"), metavar="DIR", help="where runs are kept"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where table, pictures and JSON go; default: results")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where all that is made goes; default: that of --runs")
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--commands", action="store_true", help="only print the commands, for a cluster's queue")
     choice.add_argument("--gather", action="store_true", help="make no run; all must be there")
+    choice.add_argument("--judge", action="store_true", help="make the table again from the JSON in --out")
     choice.add_argument("--run", type=Path, metavar="RUN", help="draw this run instead; results go to RUN/figures")
     return parser
 
 
-def show(experiment: Experiment, out: Path) -> None:
+def show(experiment: Experiment, finished: Sequence[Finished], out: Path) -> None:
     """Prints what came out, and writes it to a folder: page and pictures for this scale, JSON beside the other's."""
-    finished = gather(experiment)
-    judged = judge(experiment.claims, finished)
-    stem, data = f"{experiment.name}-{experiment.scale}", out / f"{experiment.name}.json"
-    page = [f"# {experiment.title} ({experiment.scale} scale)"]
-    page.append(table_of_models(experiment, finished) if experiment.models else table(experiment, finished))
-    if judged:
-        page.append(verdicts(judged))
     for dataset, picture in draw(experiment, finished, pick_device()).items():
-        path = out / f"{stem}-{re.sub(r'[^a-z0-9]+', '-', dataset.lower())}.png"
-        save_png(picture, path)
-        page.append(f"![{dataset}]({path.name})")
-    text = "\n\n".join(page)
-    scales = json.loads(data.read_text()) if data.is_file() else {}
-    scales[experiment.scale] = {**made_on(pick_device()), **to_json(experiment, finished, judged)}
+        save_png(picture, picture_file(experiment, out, dataset))
     out.mkdir(parents=True, exist_ok=True)
-    for path, content in {out / f"{stem}.md": text, data: json.dumps(scales, indent=1)}.items():
+    judged = judge(experiment.claims, finished)
+    figures = {**made_on(pick_device()), **to_json(experiment, finished, judged)}
+    write(experiment, finished, judged, out, figures)
+
+
+def judge_again(experiment: Experiment, out: Path) -> None:
+    """The same from the figures in the JSON, which stay as they are, as do the pictures.
+
+    Raises:
+        UserError: there are none at this scale.
+    """
+    data = out / f"{experiment.name}.json"
+    figures = json.loads(data.read_text()).get(experiment.scale) if data.is_file() else None
+    if figures is None:
+        raise UserError(f"{data} has no figures at {experiment.scale} scale; --out says where they are")
+    finished = from_json(experiment, figures)
+    judged = judge(experiment.claims, finished)
+    figures["claims"] = to_json(experiment, finished, judged)["claims"]
+    write(experiment, finished, judged, out, figures)
+
+
+def write(
+    experiment: Experiment, finished: Sequence[Finished], judged: Sequence[Judged], out: Path, figures: dict[str, Any]
+) -> None:
+    """Writes the page, and the figures of this scale into the JSON, and prints the page."""
+    pictures = {run.dataset: picture_file(experiment, out, run.dataset) for run in experiment.runs}
+    text = page(experiment, finished, judged, {name: path.name for name, path in pictures.items() if path.is_file()})
+    stem, data = out / f"{experiment.name}-{experiment.scale}", out / f"{experiment.name}.json"
+    scales = json.loads(data.read_text()) if data.is_file() else {}
+    scales[experiment.scale] = figures
+    for path, content in {Path(f"{stem}.md"): text, data: json.dumps(scales, indent=1)}.items():
         with atomic_write(path) as file:
             file.write(f"{content}\n".encode())
     print(text)
-    print(f"\n{out / stem}.md, its pictures, and {data}")
+    print(f"\n{stem}.md, its pictures, and {data}")
+
+
+def picture_file(experiment: Experiment, out: Path, dataset: str) -> Path:
+    """Where the picture of a data set is."""
+    return out / f"{experiment.name}-{experiment.scale}-{re.sub(r'[^a-z0-9]+', '-', dataset.lower())}.png"
 
 
 if __name__ == "__main__":

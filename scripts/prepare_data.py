@@ -8,6 +8,7 @@ python scripts/prepare_data.py verify data/photos
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from vdvae.command_line import add_fitting
 from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
 from vdvae.data.prepare.folder import FolderOptions, prepare_folder
-from vdvae.data.prepare.fragment import BASE, check_fragment, write_fragment
+from vdvae.data.prepare.fragment import BASE, check_fragment, is_checkouts, write_fragment
 from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
 from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.files import from_here
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
 def main() -> None:
@@ -33,8 +37,8 @@ def main() -> None:
                 prepare_own(args)
             else:
                 print_summary(*prepare_official(args.what, args.given, args.to, args.partial), args.to)
-                if args.to != Path(DataConfig.root):
-                    print(f"to train on it, set data.root={args.to}")
+                if not (is_checkouts(args.to) and is_default(args.to)):
+                    print(f"to train on it, set {shlex.quote(f'data.root={args.to.absolute()}')}")
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
@@ -75,9 +79,16 @@ def prepare_own(args: argparse.Namespace) -> None:
     manifest, before = prepare_folder(args.source, args.to, options)
     write_fragment(manifest, args.to, config)
     print_summary(manifest, before, args.to)
-    hps = args.name if config.parent == PRESETS else config
-    shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
-    print(f"{shown}: for python train.py --hps {BASE},{hps}")
+    hps = config.stem if config.parent == PRESETS else config
+    command = ["python", str(from_here(TRAIN)), "--hps", f"{BASE},{hps}"]
+    if is_checkouts(args.to) and not is_default(args.to):  # then the preset does not say where the set is
+        command.append(f"data.root={args.to.absolute()}")
+    print(f"{from_here(config)}: for {shlex.join(command)}")
+
+
+def is_default(root: Path) -> bool:
+    """Whether train.py, started in this directory, looks there without being told."""
+    return root.resolve() == Path(DataConfig.root).resolve()
 
 
 def print_summary(manifest: Manifest, before: bool, root: Path) -> None:

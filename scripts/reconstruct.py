@@ -7,6 +7,7 @@ python scripts/reconstruct.py imagenet64-iter-1600000-model-ema.th a.png photos 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from vdvae import command_line
@@ -33,6 +34,8 @@ def main() -> None:
         found = command_line.find_model(args)
         if args.images:
             split, _ = command_line.open_images(args, found.model_config)
+            if len(split) > args.columns:
+                print(f"the first {args.columns} of {len(split):,} images; --columns N for more", file=sys.stderr)
         else:
             split = getattr(found.splits(), args.split)
         model = command_line.open_model(args, found)

@@ -1,6 +1,7 @@
-"""Draws samples: a grid with a row for each temperature, or as many images as an FID evaluator wants.
+"""Draws samples: a grid with a row for each temperature, or as many images as are wanted.
 
 python scripts/sample.py runs/fashion --temperatures 1.0 0.9 0.8 0.7 --columns 8 --out grid.png
+python scripts/sample.py runs/fashion --num_images 20 --temperatures 0.8 --out samples.png
 python scripts/sample.py runs/fashion --temperatures 1:1.0,14:0.7 --out grid.png     0.7 from 14x14 on
 python scripts/sample.py imagenet64-iter-1600000-model-ema.th --num_images 50000 --out samples.npz
 """
@@ -31,13 +32,12 @@ def main() -> None:
         nargs="+",
         metavar="T",
         help="temperatures: numbers, or one from each resolution on, as in 1:1.0,16:0.8; default: 1, 0.9, 0.8, 0.7 for "
-        "a grid, which has a row for each, and 1 otherwise",
+        "a .png without --num_images, which has a row for each, and 1 otherwise",
     )
     parser.add_argument("--columns", type=int, default=8, help="columns of a .png grid")
-    parser.add_argument("--num_images", type=int, metavar="N", help="samples in an .npz or a folder; default: 1000")
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="images of an .npz or a folder that are drawn at once"
-    )
+    wanted = "samples of one temperature; default: 1000, or in a .png --columns for each temperature"
+    parser.add_argument("--num_images", type=int, metavar="N", help=wanted)
+    parser.add_argument("--batch_size", type=int, default=16, help="most images of --num_images that are drawn at once")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="precision of convolutions")
     parser.add_argument("--out", type=Path, default="samples.png", help="a .png grid, an .npz, or a folder")
     fast.keep_freed_memory()
@@ -45,12 +45,13 @@ def main() -> None:
         args = parser.parse_args()
         check_at_least_one(args, "columns", "num_images", "batch_size")
         check_output(args.out)
-        is_grid = args.out.suffix == ".png"
+        is_grid = args.out.suffix == ".png" and args.num_images is None
         temperatures = args.temperatures or (list(TEMPERATURES) if is_grid else [1.0])
-        if is_grid and args.num_images is not None:
-            raise UserError("--num_images is for an .npz or a folder; a grid has --columns images for each temperature")
         if not is_grid and len(temperatures) > 1:
-            raise UserError("a folder or .npz takes one temperature, such as 0.9 or 1:1.0,16:0.8; a grid takes several")
+            what = "--num_images" if args.out.suffix == ".png" else "a folder or .npz"
+            raise UserError(
+                f"{what} takes one temperature, such as 0.9 or 1:1.0,16:0.8; a .png without --num_images takes several"
+            )
         model = fast.prepare(open_model(args))
         set_matmul_precision(args.precision)
         with autocast(model.device, args.precision):

@@ -32,6 +32,7 @@ from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.run import checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
+from vdvae.run.log import START
 from vdvae.runtime.processes import World
 from vdvae.runtime.results import prepare_result, write_result
 from vdvae.training.update import Update
@@ -119,9 +120,10 @@ class SmallRun:
         return self.newest()
 
     def log(self) -> list[Figures]:
-        """metrics.jsonl, without how fast it was."""
+        """metrics.jsonl, without how often it was started and how fast it was."""
         lines = map(json.loads, (self.directory / "metrics.jsonl").read_text().splitlines())
-        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+        made = [line for line in lines if line["kind"] != START]
+        return [{key: value for key, value in line.items() if key != "images_per_second"} for line in made]
 
 
 def kill(folder: Path, kills: int, chance: random.Random) -> Figures:

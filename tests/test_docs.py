@@ -13,6 +13,8 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from paper.report import from_json, judge, page, to_json
+from paper.spec import load_experiment
 from torch import Tensor, nn
 
 from tests.conftest import ROOT
@@ -23,7 +25,7 @@ from vdvae.run import checkpoint
 WEIGHTS = "imagenet64-iter-1600000-model-ema.th"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 NUM_PHOTOS = 6
-VERDICTS = ("reproduced", "not reproduced", "not decided at this size")
+VERDICTS = ("reproduced", "within the seeds' spread", "not reproduced", "not decided at this size")
 
 
 def blocks(document: Path) -> list[str]:
@@ -189,17 +191,31 @@ def test_the_newest_version_of_the_changelog_is_the_packages() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "results").glob("*-small.md")), ids=lambda path: path.stem)
 def test_every_verdict_is_that_of_the_results(path: Path) -> None:
-    """In docs/experiments.md, and in the table beside the JSON."""
+    """In docs/experiments.md, and in the table beside the JSON, which is that of its figures."""
     name = path.stem.removesuffix("-small")
     figures = json.loads(path.with_name(f"{name}.json").read_text())["small"]
+    experiment = load_experiment(ROOT / "experiments", name, "small", None, Path("runs"))
+    finished = from_json(experiment, figures)
+    judged = judge(experiment.claims, finished)
+    assert to_json(experiment, finished, judged)["claims"] == figures["claims"]
+    assert path.read_text().startswith(page(experiment, finished, judged, {}))
     verdicts: dict[str, list[str]] = {}
+    pairs: dict[str, list[str]] = {}
+    by_chance: dict[str, str] = {}
     beside = path.read_text().splitlines()
     for claim in figures["claims"]:
         verdicts.setdefault(claim["claim"], []).append(claim["verdict"])
+        if "pairs" in claim:
+            against = ", all against" if all(pair["all_against"] for pair in claim["pairs"]) else ""
+            count = sum(len(pair["differences"]) for pair in claim["pairs"])
+            said = f"{sum(pair['as_claimed'] for pair in claim['pairs'])} of {count}{against}"
+            pairs.setdefault(claim["claim"], []).append(said)
+            by_chance[claim["claim"]] = f"1 in {1 / claim['by_chance']:,.0f}"
         words = (claim["claim"], claim["dataset"], f"**{claim['verdict']}**")
         assert any(all(word in line for word in words) for line in beside), words
-    page = (ROOT / "docs/experiments.md").read_text().splitlines()
+    summary = (ROOT / "docs/experiments.md").read_text().splitlines()
     for text, each in verdicts.items():
-        (row,) = [line for line in page if f"| {text} |" in line and path.name in line]
+        (row,) = [line for line in summary if f"| {text} |" in line and path.name in line]
         cells = [cell.strip() for cell in row.split("|")]
         assert [cell for cell in cells if cell in VERDICTS] == each
+        assert cells[4:6] == ["; ".join(pairs.get(text, [])), by_chance.get(text, "")]

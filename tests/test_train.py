@@ -14,17 +14,24 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import TINY, Command, assert_refused, says
+from tests.conftest import ROOT, TINY, Command, assert_refused, says
+from vdvae.config import load_config
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.splits import Rule
 from vdvae.run import checkpoint
+from vdvae.run.log import START
 
 TIMINGS = {"images_per_second"}
 
 
+def lines_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def log_of(run: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in lines]
+    """What was made, without how often it was started and how fast it was."""
+    made = [line for line in lines_of(run) if line["kind"] != START]
+    return [{key: value for key, value in line.items() if key not in TIMINGS} for line in made]
 
 
 def assert_same_tensors(a: object, b: object) -> None:
@@ -62,7 +69,7 @@ def test_a_run_and_its_resumption(processes: int, call: Command, command: Comman
         ("train", 6),
         ("test", 6),
     ]
-    says(first.stdout, f"test bits/dim: {log[-1]['bits_per_dim']:.4f} PNG 1,000 5.19")
+    says(first.stdout, f"test bits/dim: {log[-1]['bits_per_dim']:.4f} PNG 1,000 5.19 4.07 WebP 3.85")
     assert log[-1]["num_images"] == 1000
     assert sorted(path.name for path in (run / "samples").iterdir()) == [
         f"{kind}-{step:08d}.png" for kind in ("reconstructions", "samples") for step in (4, 6)
@@ -81,6 +88,50 @@ def test_a_run_and_its_resumption(processes: int, call: Command, command: Comman
     finished = start(*arguments)
     assert "resuming after step 6" in finished.stdout
     assert finished.stdout.splitlines()[-4:] == first.stdout.splitlines()[-4:]
+
+
+def test_changed_settings_are_told_and_logged(call: Command, tmp_path: Path) -> None:
+    """When they change, and when they change back; infinities too, and what was never trained with."""
+    train = ["train.py", "--hps", TINY, "--run_dir", "run"]
+    steps = [(2, ["train.lr=1e-3", "train.skip_threshold=inf"]), (3, ["train.lr=0.002", "train.compile=true"])]
+    first, second = (call(*train, "train.fast=false", *more, "--max_steps", step) for step, more in steps)
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert "changed: " not in first.stdout
+    changed = ["train.lr 0.001 -> 0.002", "train.skip_threshold inf -> 1000.0", "train.compile false -> true"]
+    assert told_changes(second.stdout) == sorted(changed)
+    back = call(*train, "train.fast=false", "--max_steps", 4)
+    assert told_changes(back.stdout) == ["train.compile true -> false", "train.lr 0.002 -> 0.001"]
+    same = call(*train, "train.fast=false", "--max_steps", 5)
+    assert told_changes(same.stdout) == []
+    starts = [line for line in lines_of(tmp_path / "run") if line["kind"] == START]
+    assert [line["settings"]["train.lr"] for line in starts] == [1e-3, 2e-3, 1e-3, 1e-3]
+    assert starts[1]["changed"]["train.skip_threshold"] == ["inf", 1000]
+    assert [(line["kind"], line["step"]) for line in lines_of(tmp_path / "run")] == [
+        *(("start", 0), ("train", 2), ("start", 2), ("start", 3), ("train", 4), ("start", 4)),
+    ]
+
+
+def told_changes(out: str) -> list[str]:
+    return sorted(line.removeprefix("changed: ") for line in out.splitlines() if line.startswith("changed: "))
+
+
+def test_every_start_says_what_it_is_made_on(call: Command, run: Path) -> None:
+    """As evaluate.py --json does."""
+    assert call("train.py", "--hps", TINY, "--run_dir", "run").returncode == 0
+    assert call("scripts/evaluate.py", "run", "--json", "nll.json").returncode == 0
+    first, again = (line for line in lines_of(run) if line["kind"] == START)
+    measured = json.loads((run.parent / "nll.json").read_text())
+    facts = {"time", "command", "git", "vdvae", "torch", "python", "hardware", "processes"}
+    assert facts <= first.keys() & again.keys() & measured.keys()
+    assert again["command"] == f"{ROOT}/train.py --hps {TINY} --run_dir run"
+    assert (again["step"], again["processes"], again["torch"]) == (6, 1, torch.__version__)
+    assert [line["kind"] for line in lines_of(run)][-2:] == [START, "test"]
+
+
+def test_a_run_knows_where_its_images_are(call: Command, tmp_path: Path) -> None:
+    assert call("train.py", "--hps", TINY, "--run_dir", "run", "data.root=sets", "--max_steps", 1).returncode == 0
+    assert load_config(str(tmp_path / "run/config.yaml")).data.root == str(tmp_path / "sets")
+    assert checkpoint.read_run(tmp_path / "run").config.data.root == str(tmp_path / "sets")
 
 
 @pytest.mark.long

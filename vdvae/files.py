@@ -25,6 +25,11 @@ DAMAGED = (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 nobody knows."""
 
 
+def from_here(path: Path) -> Path:
+    """A path as one would type it in this directory: relative to it where that leads down."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, under a temporary name: it replaces `path` when it is complete and on the disk, whatever

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
@@ -14,7 +14,12 @@ from paper.outcome import COLUMNS, Outcome, count_parameters, has_ended, read_ou
 from paper.spec import Claim, Experiment, Run
 from vdvae.errors import UserError
 
-Verdict = Literal["reproduced", "not reproduced", "not decided at this size"]
+Verdict = Literal["reproduced", "not reproduced", "not decided at this size", "within the seeds' spread"]
+WITHIN: Literal["within the seeds' spread"] = "within the seeds' spread"
+LEGEND = """A verdict holds every seed of one run against every seed of another. *By chance*: how often the seeds would
+come out in the order of the claim if the runs did not differ. *Within the seeds' spread*: they are in an order, but the
+runs are nearer to each other than the seeds of one of them are. *By seed*: of the pairs of runs with the same seed, how
+many differ as the paper says, and the mean difference, above 0 where it is as the paper says."""
 
 
 class Finished(NamedTuple):
@@ -24,6 +29,32 @@ class Finished(NamedTuple):
     outcome: Outcome
 
 
+class Pairs(NamedTuple):
+    """Two runs that a claim puts in an order, seed by seed."""
+
+    better: str
+    worse: str
+    differences: list[float]
+    """Of each seed that both have, how far the worse is above the better; infinite where one of them diverged, and NaN
+    where both did."""
+
+    @property
+    def as_claimed(self) -> int:
+        """How many of the pairs differ as the paper says."""
+        return sum(difference > 0 for difference in self.differences)
+
+    @property
+    def all_against(self) -> bool:
+        """Whether every pair differs the other way round."""
+        return bool(self.differences) and all(difference < 0 for difference in self.differences)
+
+    @property
+    def mean(self) -> float | None:
+        """The mean difference where neither diverged."""
+        known = [difference for difference in self.differences if math.isfinite(difference)]
+        return statistics.fmean(known) if known else None
+
+
 class Judged(NamedTuple):
     """A claim, on one data set."""
 
@@ -31,6 +62,10 @@ class Judged(NamedTuple):
     dataset: str
     verdict: Verdict
     why: str
+    one_in: int | None = None
+    """Among how many comparisons of runs that do not differ one would be in the claim's order, by chance."""
+    pairs: tuple[Pairs, ...] = ()
+    """Each run of the claim's order and the next."""
 
 
 def gather(experiment: Experiment) -> list[Finished]:
@@ -70,44 +105,110 @@ def judge(claims: Sequence[Claim], finished: Sequence[Finished]) -> list[Judged]
     """Holds every claim against the runs on each data set.
 
     One run is better than another if every seed of it is. A claim is reproduced if each run in its order is better
-    than the next, and not reproduced if one of them is worse than the next; otherwise the seeds overlap, or a run is
-    not there, and nothing is decided.
+    than the next, by no less than the seeds of either differ, and not reproduced if one of them is that much worse than
+    the next. If all are in an order, but some are nearer, that is within the seeds' spread. Otherwise the seeds
+    overlap, or a run is not there, and nothing is decided.
     """
     groups = by_dataset(finished)
-    return [Judged(claim, name, *_verdict(claim, entries)) for claim in claims for name, entries in groups.items()]
+    return [_judged(claim, name, entries) for claim in claims for name, entries in groups.items()]
 
 
-def _verdict(claim: Claim, entries: Sequence[Finished]) -> tuple[Verdict, str]:
-    """The verdict and why; what diverged is above everything."""
+def _judged(claim: Claim, dataset: str, entries: Sequence[Finished]) -> Judged:
+    """What diverged is above everything."""
     values = values_by_name(claim.metric, entries, math.inf)
     if absent := [name for name in claim.order if name not in values]:
-        return "not decided at this size", f"{', '.join(absent)} was not run"
-    if claim.below is None:
-        steps = [(better, _compare(values[better], values[worse]), worse) for better, worse in pairwise(claim.order)]
-        relations, why = {relation for _, relation, _ in steps}, ", ".join(map(" ".join, steps))
-        if ">" in relations:
-            return "not reproduced", why
-        return "not decided at this size" if "~" in relations else "reproduced", why
+        return Judged(claim, dataset, "not decided at this size", f"{', '.join(absent)} was not run")
+    if claim.below is not None:
+        return Judged(claim, dataset, *_verdict_on_bound(claim, claim.below, values, entries))
+    steps = [(better, _compare(values[better], values[worse]), worse) for better, worse in pairwise(claim.order)]
+    relations, why = {relation for _, relation, _ in steps}, ", ".join(_in_words(*step) for step in steps)
+    verdict: Verdict = "reproduced"
+    if ">" in relations:
+        verdict = "not reproduced"
+    elif "~" in relations:
+        verdict = "not decided at this size"
+    elif relations & {"<~", ">~"}:
+        verdict = WITHIN
+    seeds = [len(values[name]) for name in claim.order]
+    one_in = math.factorial(sum(seeds)) // math.prod(map(math.factorial, seeds))
+    pairs = tuple(_pairs(claim.metric, entries, better, worse) for better, worse in pairwise(claim.order))
+    return Judged(claim, dataset, verdict, why, one_in, pairs)
+
+
+def _verdict_on_bound(
+    claim: Claim, below: float, values: dict[str, list[float]], entries: Sequence[Finished]
+) -> tuple[Verdict, str]:
     most = max(max(values[name]) for name in claim.order)
-    if most >= claim.below:
+    if most >= below:
         return "not reproduced", f"up to {most:g}"
     chosen = [outcome for run, outcome in entries if run.name in claim.order]
     finest = max(getattr(outcome, claim.resolution) for outcome in chosen) if claim.resolution else 0
-    if finest >= claim.below:
+    if finest >= below:
         return "not decided at this size", f"up to {most:g}, and the next is {finest:g}"
     return "reproduced", f"up to {most:g}"
 
 
-def _compare(a: Sequence[float], b: Sequence[float]) -> Literal["<", "~", ">"]:
-    """Whether all of `a` are below all of `b`, or above."""
+Relation = Literal["<", "<~", "~", ">~", ">"]
+
+
+def _compare(a: Sequence[float], b: Sequence[float]) -> Relation:
+    """Whether all of `a` are below all of `b`, or above; with `~`, by less than the seeds of either differ."""
+    spread = max(_spread(a), _spread(b))
     if max(a) < min(b):
-        return "<"
-    return ">" if min(a) > max(b) else "~"
+        return "<~" if min(b) - max(a) < spread else "<"
+    if min(a) > max(b):
+        return ">~" if min(a) - max(b) < spread else ">"
+    return "~"
+
+
+def _spread(values: Sequence[float]) -> float:
+    """How far the seeds of a run are apart, those that diverged aside."""
+    known = [value for value in values if math.isfinite(value)]
+    return max(known) - min(known) if known else 0.0
+
+
+def _in_words(better: str, relation: Relation, worse: str) -> str:
+    is_near = relation in ("<~", ">~")
+    return f"{better} {relation[0]} {worse}{f' {WITHIN}' if is_near else ''}"
+
+
+def _pairs(metric: str, entries: Sequence[Finished], better: str, worse: str) -> Pairs:
+    values: dict[str, dict[int, float]] = {better: {}, worse: {}}
+    for run, outcome in entries:
+        if run.name in values:
+            value = getattr(outcome, metric)
+            values[run.name][run.seed] = math.inf if value is None else value
+    seeds = sorted(values[better].keys() & values[worse].keys())
+    return Pairs(better, worse, [values[worse][seed] - values[better][seed] for seed in seeds])
 
 
 def verdicts(judged: Sequence[Judged]) -> str:
-    """Markdown: a line for each claim and data set."""
-    return "\n".join(f"- {j.claim.text} ({j.dataset}): **{j.verdict}** ({j.why})." for j in judged)
+    """Markdown: a line for each claim and data set, and how to read them."""
+    lines = []
+    for claim, dataset, verdict, why, one_in, pairs in judged:
+        by_chance = f" By chance: 1 in {one_in:,}." if one_in else ""
+        by_seed = f" By seed: {'; '.join(_by_seed(pair, claim.metric) for pair in pairs)}." if pairs else ""
+        lines.append(f"- {claim.text} ({dataset}): **{verdict}** ({why}).{by_chance}{by_seed}")
+    return "\n".join(lines)
+
+
+def _by_seed(pair: Pairs, metric: str) -> str:
+    form = COLUMNS[metric]["form"].replace("d", ".0f")
+    mean = f" ({pair.mean:+{form}})" if pair.mean is not None else ""
+    against = ", all against the paper" if pair.all_against else ""
+    return f"{pair.better} below {pair.worse} in {pair.as_claimed} of {len(pair.differences)}{mean}{against}"
+
+
+def page(
+    experiment: Experiment, finished: Sequence[Finished], judged: Sequence[Judged], pictures: dict[str, str]
+) -> str:
+    """Markdown: the title, the table, the verdicts, and pictures, by data set."""
+    parts = [f"# {experiment.title} ({experiment.scale} scale)"]
+    parts.append(table_of_models(experiment, finished) if experiment.models else table(experiment, finished))
+    if judged:
+        parts += [verdicts(judged), LEGEND]
+    parts += [f"![{dataset}]({name})" for dataset, name in pictures.items()]
+    return "\n\n".join(parts)
 
 
 def table(experiment: Experiment, finished: Sequence[Finished]) -> str:
@@ -169,10 +270,7 @@ def to_json(experiment: Experiment, finished: Sequence[Finished], judged: Sequen
         "title": experiment.title,
         **({"counted": counted} if counted else {}),
         "hours_of_training": sum({entry.run.directory: entry.outcome.hours for entry in finished}.values()),
-        "claims": [
-            {"claim": entry.claim.text, "dataset": entry.dataset, "verdict": entry.verdict, "why": entry.why}
-            for entry in judged
-        ],
+        "claims": [_claim_to_json(entry) for entry in judged],
         "runs": [
             {
                 "dataset": run.dataset,
@@ -184,3 +282,39 @@ def to_json(experiment: Experiment, finished: Sequence[Finished], judged: Sequen
             for run, outcome in finished
         ],
     }
+
+
+def _claim_to_json(judged: Judged) -> dict[str, Any]:
+    told: dict[str, Any] = {"claim": judged.claim.text, "dataset": judged.dataset}
+    told |= {"verdict": judged.verdict, "why": judged.why}
+    if judged.one_in is not None:
+        told["by_chance"] = 1 / judged.one_in
+        told["pairs"] = [
+            {
+                "better": pair.better,
+                "worse": pair.worse,
+                "differences": [d if math.isfinite(d) else None for d in pair.differences],
+                "as_claimed": pair.as_claimed,
+                "all_against": pair.all_against,
+                "mean": pair.mean,
+            }
+            for pair in judged.pairs
+        ]
+    return told
+
+
+def from_json(experiment: Experiment, figures: dict[str, Any]) -> list[Finished]:
+    """The runs whose figures `to_json` kept.
+
+    Raises:
+        UserError: some are none of the experiment.
+    """
+    runs = {(run.dataset, run.name, run.seed): run for run in experiment.runs}
+    names = [field.name for field in fields(Outcome)]
+    try:
+        return [
+            Finished(runs[line["dataset"], line["run"], line["seed"]], Outcome(**{name: line[name] for name in names}))
+            for line in figures["runs"]
+        ]
+    except KeyError as error:
+        raise UserError(f"{experiment.name}: the figures are not those of its runs: there is no {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,10 +11,15 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from paper.outcome import COLUMNS
-from vdvae.config import Config, load_config
+from vdvae.config import Config, DataConfig, load_config
+from vdvae.data.prepared import is_there
 from vdvae.errors import UserError, did_you_mean
+from vdvae.files import from_here
 from vdvae.run.directory import RunDirectory
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+PROGRAMS = {"photographs16": "photographs.py"}
+"""The programs of experiments/ that prepare a data set; setup_data.sh does the official ones."""
 Scale = Literal["full", "small"]
 Drawing = Literal["by_setting", "cumulative_rate", "gradient_norms", "reconstructions", "none"]
 
@@ -154,17 +160,31 @@ def _run(folder: Path, owner: str, scale: Scale, dataset: str, name: str, seed: 
         at_scale = content["scales"][scale]
         its = at_scale["datasets"][dataset]
         settings = its.get("runs", content.get("runs", {}))[key]
-    hps = ",".join(_as_typed(folder / part) if part.endswith(".yaml") else part for part in its["hps"].split(","))
+    hps = ",".join(as_typed(folder / part) if part.endswith(".yaml") else part for part in its["hps"].split(","))
     settings = {**at_scale.get("settings", {}), **settings, "train.seed": seed}
-    overrides = tuple(f"{setting}={_as_typed(value)}" for setting, value in settings.items())
+    overrides = tuple(f"{setting}={as_typed(value)}" for setting, value in settings.items())
     directory = runs_folder / scale / dataset / owner / f"{key.replace(' ', '-')}-seed{seed}"
     return Run(dataset, name, seed, hps, overrides, Path(its.get("run_dir", directory)))
 
 
-def _as_typed(value: object) -> str:
+def commands_for_data(runs: Iterable[Run]) -> list[list[str]]:
+    """The commands that prepare those data sets of some runs that are not there."""
+    missing = [data for run in runs if not is_there(data := run.config.data)]
+    return [_command_for_data(data) for data in dict.fromkeys(missing)]
+
+
+def _command_for_data(data: DataConfig) -> list[str]:
+    to = [] if data.root == DataConfig.root else ["--to", data.root]
+    if data.dataset in PROGRAMS:
+        return ["python", as_typed(CHECKOUT / "experiments" / PROGRAMS[data.dataset]), *to]
+    script = as_typed(CHECKOUT / "setup_data.sh")
+    return [script if Path(script).is_absolute() else f"./{script}", data.dataset, *to]
+
+
+def as_typed(value: object) -> str:
     """A setting, or a path below this folder, as one would type it here."""
-    if isinstance(value, Path) and value.is_relative_to(Path.cwd()):
-        value = value.relative_to(Path.cwd())
+    if isinstance(value, Path):
+        value = from_here(value)
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

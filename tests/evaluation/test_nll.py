@@ -11,11 +11,11 @@ import torch
 
 from tests.conftest import random_model
 from vdvae import VDVAE
-from vdvae.config import Config
-from vdvae.data.prepared import Split
-from vdvae.data.storage import Pixels
+from vdvae.config import Config, load_config
+from vdvae.data.prepared import Split, load_splits
+from vdvae.data.storage import Images, Pixels
 from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
-from vdvae.evaluation.png import png_bits_per_dim
+from vdvae.evaluation.png import png_bits_per_dim, strip_bits_per_dim
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.processes import World
 
@@ -59,6 +59,42 @@ def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(spli
     assert (noise > 8, taken) == (True, 5)
     black, taken = png_bits_per_dim(replace(split, storage=Pixels(np.zeros((7, 28, 28, 1), np.uint8))), most=3)
     assert (black < 1, taken) == (True, 3)
+
+
+def pictures(images: Images) -> Split:
+    return Split(Pixels(images), np.arange(len(images)))
+
+
+def test_yardsticks_of_the_demo() -> None:
+    """PNG with a file for each counts 57 bytes of headers per image; what shares a file needs less, WebP the least."""
+    config = load_config("fashion")
+    split = load_splits(config.data, config.model).test
+    each, taken = png_bits_per_dim(split)
+    strips = strip_bits_per_dim(split)
+    assert (round(each, 2), round(each - 8 * 57 / 784, 2), taken) == (5.19, 4.61, 1000)
+    assert (round(strips.png, 2), round(strips.webp, 2)) == (4.07, 3.85)
+
+
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3)])
+def test_strips_hold_every_image(size: int, channels: int) -> None:
+    """Noise takes its 8 bits, and in PNG a byte per row, in as many strips as WebP's longest side asks for."""
+    noise = np.random.default_rng(0).integers(0, 256, (700, size, size, channels), np.uint8)
+    strips = strip_bits_per_dim(pictures(noise))
+    assert strips.png == pytest.approx(8 + 8 / (size * channels), rel=0.01)
+    assert strips.webp == pytest.approx(8, rel=0.01)
+
+
+def test_files_hold_the_levels_that_the_nll_is_measured_at() -> None:
+    """5 bits of noise at 5 bits, where the lower 3 bits of its pixels are not coded."""
+    noise = pictures(np.random.default_rng(0).integers(0, 256, (600, 28, 28, 1), np.uint8))
+    assert strip_bits_per_dim(noise, bits=5).webp == pytest.approx(5, rel=0.05)
+    assert 5 < png_bits_per_dim(noise, bits=5)[0] < 8 < png_bits_per_dim(noise)[0]
+
+
+def test_large_images_are_compressed_within_seconds() -> None:
+    """As many pixels for every size: 8 images of 1024 x 1024, and not a thousand."""
+    large = Pixels(np.broadcast_to(np.zeros((1, 1024, 1024, 3), np.uint8), (5000, 1024, 1024, 3)))
+    assert png_bits_per_dim(Split(large, np.arange(5000)))[1] == 8
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from paper.draw import draw
 from paper.report import gather, judge, table
 from paper.runner import train_all
-from paper.spec import Experiment, load_experiment
+from paper.spec import Experiment, experiments_in, load_experiment
 
 from tests.conftest import ROOT, TINY, Command, assert_refused, refuses
 from vdvae.errors import UserError
@@ -115,14 +115,60 @@ def test_mistakes_on_the_command_line(call: Command, tmp_path: Path, arguments: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_commands_for_a_queue(call: Command) -> None:
-    lines = call("scripts/experiment.py", "table1-depth", "--scale", "full", "--commands").stdout.splitlines()
+def test_commands_for_a_queue(call: Command, tmp_path: Path) -> None:
+    """As they are typed where they are printed; first what prepares the data set, unless it is there."""
+    arguments = ["scripts/experiment.py", "table1-depth", "--scale", "full", "--commands"]
+    data, *lines = call(*arguments).stdout.splitlines()
+    assert data == f"{ROOT}/setup_data.sh imagenet32"
     assert len(lines) == 5
-    assert lines[1].startswith("python train.py --hps ")
+    assert lines[1].startswith(f"python {ROOT}/train.py --hps ")
     assert lines[1].endswith(
         "48-layers.yaml --run_dir runs/experiments/full/imagenet32/table1-depth/6-seed0 "
         "model.stochastic_group=8 train.seed=0"
     )
+    (tmp_path / "data/imagenet32").mkdir(parents=True)
+    (tmp_path / "data/imagenet32/dataset.json").touch()
+    assert call(*arguments).stdout.splitlines() == lines
+
+
+@pytest.mark.parametrize("name", [name for name in experiments_in(ROOT / "experiments") if name != "table2"])
+def test_every_small_experiment_says_how_its_photographs_are_made(name: str, call: Command) -> None:
+    """The demo's images come with the package."""
+    first, second, *_ = call("scripts/experiment.py", name, "--commands").stdout.splitlines()
+    assert first == f"python {ROOT}/experiments/photographs.py"
+    assert second.startswith(f"python {ROOT}/train.py ")
+    assert_refused(call("scripts/experiment.py", name), f"missing python {ROOT}/experiments/photographs.py")
+
+
+def test_the_committed_results_stay_as_they_are(call: Command, run: Path) -> None:
+    """Unless --out says so: the table goes where the runs are."""
+    (run.parent / "runs").mkdir()
+    run.rename(run.parent / "runs/fashion")
+    committed = run.parent / "results/table2.json"
+    committed.parent.mkdir()
+    committed.write_text('{"small": {"runs": []}}')
+    result = call("scripts/experiment.py", "table2", "--gather")
+    assert result.returncode == 0, result.stderr
+    assert committed.read_text() == '{"small": {"runs": []}}'
+    written = {path.name for path in (run.parent / "runs/experiments").iterdir()}
+    assert written == {"table2.json", "table2-small.md"}
+    assert call("scripts/experiment.py", "table2", "--gather", "--out", "results").returncode == 0
+    assert json.loads(committed.read_text())["small"]["runs"][0]["bits_per_dim"] > 0
+
+
+def test_a_table_is_made_again_from_its_json(call: Command, tmp_path: Path) -> None:
+    """With the verdicts of today; figures and what they were made on stay."""
+    (tmp_path / "results").mkdir()
+    text = (ROOT / "results/table1-depth.json").read_text()
+    before = json.loads(text)["small"]
+    before["claims"] = []
+    (tmp_path / "results/table1-depth.json").write_text(json.dumps({"small": before}))
+    result = call("scripts/experiment.py", "table1-depth", "--judge", "--out", "results")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "results/table1-depth.json").read_text() == text
+    page = (ROOT / "results/table1-depth-small.md").read_text()
+    assert (tmp_path / "results/table1-depth-small.md").read_text().rstrip() == page.partition("\n\n![")[0].rstrip()
+    assert_refused(call("scripts/experiment.py", "table1-depth", "--judge"), "runs/experiments/table1-depth.json --out")
 
 
 def test_figure_4_of_any_run(run: Path, call: Command) -> None:

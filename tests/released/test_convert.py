@@ -19,7 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.conftest import TINY, Command, assert_refused, refuses, says
+from tests.conftest import ROOT, TINY, Command, assert_refused, refuses, says
 from vdvae import load_pretrained
 from vdvae.config import Config, load_config
 from vdvae.errors import UserError
@@ -462,14 +462,15 @@ def test_the_command_that_is_printed_resumes(
     made = call("scripts/convert_openai.py", "import", prefix_of(released), "my run", "--hps", colour, *overrides)
     assert made.returncode == 0, made.stderr
     python, *arguments = shlex.split(made.stdout.splitlines()[1].removeprefix("resume: "))
-    assert python == "python"
+    assert (python, arguments[0]) == ("python", f"{ROOT}/train.py")
     result = call(*arguments)
     assert result.returncode == 0, result.stderr
     assert "after step 1,000" in result.stdout
     found = checkpoint.read(tmp_path / "my run/checkpoints/step-00001002.pt")
     assert found.state["optimizer"]["state"][0]["step"].item() == 992
     kinds = [(line["kind"], line["step"]) for line in lines_of(tmp_path / "my run/metrics.jsonl")]
-    assert kinds[-3:] == [("train", 1000), ("train", 1002), ("test", 1002)]
+    assert kinds[-4:] == [("train", 1000), ("start", 1000), ("train", 1002), ("test", 1002)]
+    assert "changed: " not in result.stdout
     assert call("scripts/convert_openai.py", "export", "my run", "out").returncode == 0
     assert lines_of(tmp_path / "out-log.jsonl")[-1]["epoch"] == 1002 * 8 // 36
 
@@ -480,7 +481,7 @@ def test_by_command_line(released: ReleasedSet, colour: Path, call: Command, tmp
     assert result.returncode == 0, result.stderr
     numbers = sum(tensor.numel() for tensor in load(released.ema).values())
     says(result.stdout, f"step 1,000 epoch 3 {numbers:,}")
-    resume = f"python train.py --hps {colour} --run_dir run train.lr=5e-4 train.max_steps=1000"
+    resume = f"python {ROOT}/train.py --hps {colour} --run_dir run train.lr=5e-4 train.max_steps=1000"
     assert f"resume: {resume}" in result.stdout.splitlines()
     says(result.stdout, "train.lr=0.001 train.weight_decay=0.01 train.max_steps=")
     result = call(script, "export", "run", "out")

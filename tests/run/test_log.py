@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import refuses, says
+from tests.conftest import TINY, refuses, says
 from vdvae import VDVAE
-from vdvae.config import Config
+from vdvae.config import Config, load_config, with_absolute_root
 from vdvae.errors import UserError
 from vdvae.run.directory import RunDirectory
-from vdvae.run.log import RunLog, read_log
+from vdvae.run.log import RunLog, changed_settings, read_log
 from vdvae.training.metrics import Report
 
 
@@ -34,6 +34,53 @@ def test_later_lines_and_the_test_are_dropped(tiny: Config, tmp_path: Path) -> N
     dropped = [line("valid", 4, bits_per_dim=3.0), line("train", 6), line("test", 2), line("test", 4)]
     reopened("".join(kept + dropped).encode(), 4, tiny, tmp_path)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+
+
+def test_starts_are_kept_up_to_the_checkpoint(tiny: Config, tmp_path: Path) -> None:
+    """Every one of them is read, in the order of steps, and a log with nothing else has no lines yet."""
+    kept = [line("start", 0, a=1), line("start", 0, a=2), line("train", 2), line("train", 4), line("start", 4)]
+    dropped = [line("train", 6), line("start", 6), line("test", 6)]
+    reopened("".join(kept + dropped).encode(), 4, tiny, tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(kept)
+    assert read_log(RunDirectory(tmp_path)) == [json.loads(text) for text in kept]
+    reopened("".join(kept).encode(), 0, tiny, tmp_path)
+    with refuses("metrics.jsonl lines", UserError):
+        read_log(RunDirectory(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("in_file", "logged", "now", "changes"),
+    [
+        ([], None, ["train.lr=1"], {"train.lr": (1e-3, 1.0)}),
+        ([], [], [], {}),
+        ([], ["train.lr=2"], [], {"train.lr": (2.0, 1e-3)}),  # killed before its line was written, and back again
+        (["train.lr=1"], [], ["train.lr=1"], {"train.lr": (1e-3, 1.0)}),  # killed between config.yaml and its line
+        (["train.lr=1"], [], [], {"train.lr": (1.0, 1e-3)}),  # edited by hand
+        (["data.root=/a"], [], ["data.root=/b"], {"data.root": ("/a", "/b")}),
+        (["data.root=here"], None, [f"data.root={Path.cwd()}/here"], {}),  # as it was written before
+        ([], ["train.skip_threshold=inf"], ["train.skip_threshold=inf"], {"train.skip_threshold": (1000.0, "inf")}),
+    ],
+)
+def test_what_changed(
+    in_file: list[str], logged: list[str] | None, now: list[str], changes: object, tmp_path: Path
+) -> None:
+    """Beside config.yaml, or else the last start of the log; of a new run nothing."""
+    directory, config = RunDirectory(tmp_path), with_absolute_root(load_config(str(TINY), now))
+    assert changed_settings(directory, config) == {}
+    directory.create(load_config(str(TINY), in_file))
+    if logged is not None:
+        log = RunLog(directory, VDVAE(config.model), 0, writes=True)
+        log.start(0, config, {}, torch.device("cpu"))
+        log.start(0, with_absolute_root(load_config(str(TINY), logged)), {}, torch.device("cpu"))
+        log.close()
+    assert changed_settings(directory, config) == changes
+
+
+@pytest.mark.parametrize("settings", [None, [1], {"train.lr": 1e-3, "train.gone": 3}])
+def test_a_start_of_another_version(settings: object, tiny: Config, tmp_path: Path) -> None:
+    RunDirectory(tmp_path).create(tiny)
+    (tmp_path / "metrics.jsonl").write_text(line("start", 0, settings=settings))
+    assert changed_settings(RunDirectory(tmp_path), with_absolute_root(tiny)) == {}
 
 
 @pytest.mark.parametrize(

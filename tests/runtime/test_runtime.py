@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import pytest
 import torch
 
 from tests.conftest import refuses
+from vdvae import __version__
+from vdvae.runtime import results
 from vdvae.runtime.device import describe, pick_device
 from vdvae.runtime.noise import Purpose, generator, generator_seed
 from vdvae.runtime.precision import PRECISIONS, autocast, set_matmul_precision
 from vdvae.runtime.processes import World
-from vdvae.runtime.results import prepare_result, write_result
+from vdvae.runtime.results import git_revision, prepare_result, write_result
 
 CPU = torch.device("cpu")
 
@@ -71,7 +74,43 @@ def test_results_say_what_they_were_made_on(tmp_path: Path) -> None:
     prepare_result(path)
     write_result(path, CPU, {"hps": "tiny"}, {"seconds": 3})
     told = json.loads(path.read_text())
-    assert list(told) == ["hps", "hardware", "torch", "seconds"]
-    assert told["torch"] == torch.__version__
+    facts = ["time", "command", "git", "vdvae", "torch", "python", "hardware", "processes"]
+    assert list(told) == ["hps", *facts, "seconds"]
+    assert (told["torch"], told["vdvae"], told["processes"]) == (torch.__version__, __version__, 1)
     with refuses(f"--json {tmp_path} folder"):
         prepare_result(tmp_path)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    told = subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True, text=True)
+    return told.stdout.strip()
+
+
+def test_the_revision_of_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mark for changes; none for a folder within it, such as that of an installed package."""
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "site-packages").mkdir()
+    git(tmp_path, "init")
+    git(tmp_path, "add", "a")
+    git(tmp_path, "commit", "-m", "a")
+    git(tmp_path, "tag", "-a", "v1", "-m", "a")
+    head = git(tmp_path, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "elsewhere")  # as within a hook
+    assert git_revision(tmp_path) == head
+    (tmp_path / "a").write_text("2")
+    assert git_revision(tmp_path) == f"{head}-dirty"
+    assert git_revision(tmp_path / "site-packages") is None
+
+
+@pytest.mark.parametrize("script", [None, "exit 128", "exec sleep 60"])
+def test_a_git_that_is_missing_refuses_or_hangs(
+    script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".git").mkdir()
+    if script:
+        (tmp_path / "git").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if script else str(tmp_path))
+    monkeypatch.setattr(results, "GIT_SECONDS", 0.2)
+    assert git_revision(tmp_path) is None

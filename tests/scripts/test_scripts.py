@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, Command, assert_refused, says
+from tests.conftest import ROOT, TINY, Command, assert_refused, call_script, says
 from vdvae import load_pretrained
 from vdvae.config import load_model_config
 from vdvae.data.manifest import File, Manifest
@@ -88,12 +88,29 @@ def test_evaluate_released_weights_of_five_bits(tmp_path: Path, call: Command) -
     assert figures["exact"] != figures["released"]
 
 
-def write_five_bits(folder: Path) -> None:
+def test_a_run_finds_its_images_from_any_directory(tmp_path: Path) -> None:
+    """Where they were; in data/ here, if they have been moved and are the same; or where it is told."""
+    write_five_bits(tmp_path / "work/data/five")
+    (tmp_path / "elsewhere").mkdir()
+    train = partial(call_script, tmp_path / "work", "train.py", "--hps", TINY, "model.bits=5", "data.dataset=five")
+    assert train("--run_dir", "run", "--max_steps", 1).returncode == 0
+    evaluate = partial(call_script, tmp_path / "elsewhere", "scripts/evaluate.py")
+    assert evaluate("../work/run").returncode == 0
+
+    (tmp_path / "work").rename(tmp_path / "moved")
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five data.root=DIR")
+    assert evaluate("../moved/run", "data.root=../moved/data").returncode == 0
+    assert call_script(tmp_path / "moved", "scripts/reconstruct.py", "run").returncode == 0
+    write_five_bits(tmp_path / "elsewhere/data/five", "0" * 64)
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five")
+
+
+def write_five_bits(folder: Path, checksum: str = "") -> None:
     """A prepared set of 12 gray images at 5 bits."""
     folder.mkdir(parents=True)
     np.save(folder / "images.npy", np.random.default_rng(0).integers(0, 256, (12, 28, 28, 1), np.uint8))
     rules = {split: Rule("images.npy", None, 4 * i, 4) for i, split in enumerate(("train", "valid", "test"))}
-    Manifest("five", 28, 1, 5, None, False, "noise", {"images.npy": File(12, "")}, rules).write(folder)
+    Manifest("five", 28, 1, 5, None, False, "noise", {"images.npy": File(12, checksum)}, rules).write(folder)
 
 
 def test_samples_in_a_folder_and_for_fid_are_the_same(run: Path, call: Command) -> None:
@@ -112,6 +129,22 @@ def test_samples_in_a_folder_and_for_fid_are_the_same(run: Path, call: Command) 
     noise = generator(model.device, 0, Purpose.PICTURES, 2)
     last = model.sample(1, [1.0, 1.0, 0.5], generator=noise)
     assert np.array_equal(samples[4, ..., 0], last[0, 0].numpy())
+
+
+@pytest.mark.parametrize(("count", "columns"), [(20, 8), (3, 8), (8, 4)])
+def test_as_many_images_in_a_png_as_were_asked_for(count: int, columns: int, run: Path, call: Command) -> None:
+    """Those of an .npz, `columns` in a row, and white after the last."""
+    for out in ("a.png", "a.npz"):
+        arguments = ["--num_images", count, "--columns", columns, "--temperatures", 0.8, "--out", out]
+        assert call("scripts/sample.py", run, *arguments).returncode == 0
+    with np.load(run.parent / "a.npz") as arrays:
+        samples = arrays["arr_0"][..., 0]
+    rows = -(-count // columns)
+    picture = iio.imread(run.parent / "a.png")
+    assert picture.shape == (rows * 58 + 2, columns * 58 + 2)
+    cells = picture[2:, 2:].reshape(rows, 58, columns, 58).swapaxes(1, 2).reshape(-1, 58, 58)[:, :56:2, :56:2]
+    assert np.array_equal(cells[:count], samples)
+    assert (cells[count:] == 255).all()
 
 
 @pytest.fixture
@@ -162,6 +195,8 @@ def test_reconstruct(run: Path, photos: Path, call: Command) -> None:
     assert np.array_equal(picture[2:58:2, 2:58:2], iio.imread(photos / "1.png"))
     assert call("scripts/reconstruct.py", run, "--columns", 3).stdout == "reconstructions.png\n"
     assert iio.imread(run.parent / "reconstructions.png").shape == (4 * 58 + 2, 3 * 58 + 2)
+    some = call("scripts/reconstruct.py", run, photos, "--columns", 2, "--crop", "center")
+    assert (some.returncode, some.stderr) == (0, "the first 2 of 6 images; --columns N for more\n")
 
 
 def test_interpolate(run: Path, photos: Path, call: Command) -> None:
@@ -190,7 +225,7 @@ def test_interpolate(run: Path, photos: Path, call: Command) -> None:
         (["scripts/sample.py", "run", "--out", "a.gif"], "--out .png"),
         (["scripts/sample.py", "run", "--out", "run"], "--out run empty"),
         (["scripts/sample.py", "run", "--out", "a.npz", "--temperatures", 1, 0.5], ".npz one temperature"),
-        (["scripts/sample.py", "run", "--num_images", 5], "--num_images .npz folder"),
+        (["scripts/sample.py", "run", "--num_images", 5, "--temperatures", 1, 0.5], "--num_images one temperature"),
         (["scripts/sample.py", "run", "--seed", -1], "--seed negative"),
         (["scripts/reconstruct.py", "run", "none.png"], "none.png"),
         (["scripts/reconstruct.py", "run", "--temperature", -1], "temperatures negative"),

@@ -9,7 +9,9 @@ from vdvae.config.reading import (
     load_model_config,
     override_section,
     save_config,
+    settings,
     to_dict,
+    with_absolute_root,
 )
 from vdvae.config.sections import Config, DataConfig, TrainConfig, Variant
 
@@ -26,5 +28,7 @@ __all__ = [
     "load_model_config",
     "override_section",
     "save_config",
+    "settings",
     "to_dict",
+    "with_absolute_root",
 ]

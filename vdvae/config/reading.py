@@ -87,6 +87,17 @@ def from_dict(values: Values, source: str) -> Config:
     return Config(**{section: _build(section, checked, source) for section in SECTIONS})
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """Every value by its `section.key`."""
+    return {f"{section}.{key}": value for section, keys in to_dict(config).items() for key, value in keys.items()}
+
+
+def with_absolute_root(config: Config) -> Config:
+    """The same, with a data.root that leads to the data set from any directory."""
+    root = str(Path(config.data.root).expanduser().absolute())
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
+
+
 def differing_keys(a: Config, b: Config) -> list[str]:
     """`section.key` of every value in which two configurations differ."""
     return [f"{s}.{key}" for s in SECTIONS for key in differing_fields(getattr(a, s), getattr(b, s))]

@@ -55,10 +55,20 @@ def load_splits(data: DataConfig, model: ModelConfig) -> Splits:
     Raises:
         UserError: it is not there, damaged, or not what the model or the configuration expects.
     """
-    folder = Path(data.root, data.dataset)
+    folder = folder_of(data)
     manifest = EMBEDDED_MANIFEST if data.dataset == EMBEDDED else _prepared_manifest(data, folder)
     _check(manifest, data, model)
     return open_splits(manifest, folder)
+
+
+def folder_of(data: DataConfig) -> Path:
+    """The absolute path of the folder that a prepared set is in, or should be."""
+    return Path(data.root, data.dataset).expanduser().absolute()
+
+
+def is_there(data: DataConfig) -> bool:
+    """Whether a set is embedded, or prepared where the configuration says."""
+    return data.dataset == EMBEDDED or (folder_of(data) / FILE_NAME).is_file()
 
 
 def open_splits(manifest: Manifest, folder: Path) -> Splits:
@@ -78,16 +88,17 @@ def open_splits(manifest: Manifest, folder: Path) -> Splits:
 def _prepared_manifest(data: DataConfig, folder: Path) -> Manifest:
     if (folder / FILE_NAME).is_file():
         return read_manifest(folder)
+    where = "set data.root=DIR if it was prepared with --to DIR, or has been moved"
     if data.dataset in DATASETS:
-        to = "" if data.root == DataConfig.root else f" --to {data.root}"
+        to = "" if folder.parent == Path(DataConfig.root).absolute() else f" --to {folder.parent}"
         raise UserError(
-            f"data set {data.dataset} is not at {folder}: run ./setup_data.sh {data.dataset}{to}, or set data.root to "
-            "where it is: data.root=DIR if it was prepared with --to DIR"
+            f"data set {data.dataset} is not at {folder}: run ./setup_data.sh {data.dataset}{to}, or {where}"
         )
+    hint = did_you_mean(data.dataset, list(DATASETS))
+    official = f"; official sets are {', '.join(DATASETS)}" if hint else ""
     raise UserError(
-        f"data.dataset: no data set {data.dataset!r}{did_you_mean(data.dataset, list(DATASETS))}; there are "
-        f"{', '.join(DATASETS)}, and your own images by scripts/prepare_data.py folder. There is none at {folder}: set "
-        "data.root=DIR if it was prepared with --to DIR"
+        f"there is no data set {data.dataset!r} at {folder}{hint}: {where}; scripts/prepare_data.py folder makes one "
+        f"of your own images{official}"
     )
 
 
@@ -110,7 +121,7 @@ def _check(manifest: Manifest, data: DataConfig, model: ModelConfig) -> None:
         wanted = f"wants {VARIANTS[data.variant]}" if data.variant else "says nothing of variants"
         held = VARIANTS[manifest.variant] if manifest.variant else "a set without variants"
         raise UserError(
-            f"{data.root}/{data.dataset} is {held}, but the configuration {wanted}: the two NLLs don't compare. To use "
+            f"{folder_of(data)} is {held}, but the configuration {wanted}: the two NLLs don't compare. To use "
             f"what is there, set data.variant={manifest.variant or 'none'}"
         )
 

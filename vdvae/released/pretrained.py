@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vdvae.config import Config, load_config, load_model_config, override_section
-from vdvae.data.prepared import Splits, load_splits
+from vdvae.config import Config, DataConfig, load_config, load_model_config, override_section
+from vdvae.data.prepared import Splits, is_there, load_splits
 from vdvae.errors import UserError
 from vdvae.files import read_torch_file
 from vdvae.model.config import ModelConfig
@@ -19,6 +19,7 @@ from vdvae.model.vdvae import VDVAE
 from vdvae.released.matching import check_fits, named_tensors, recognise
 from vdvae.released.releases import check_there
 from vdvae.run import checkpoint
+from vdvae.run.checkpoint import Checksums
 from vdvae.runtime.device import pick_device
 
 Weights = Literal["ema", "model"]
@@ -41,6 +42,8 @@ class Pretrained:
     """The whole configuration of a checkpoint's run; None for a released file."""
     hps: str | None
     """The preset of a released file, unless its model was given as such; None for a checkpoint."""
+    checksums: Checksums | None = None
+    """The files that a checkpoint's run was trained on, where they are known."""
 
     def model(self, device: torch.device) -> VDVAE:
         """The model, ready for evaluation; takes over the tensors, so that they are in memory once."""
@@ -64,12 +67,19 @@ class Pretrained:
         return load_config(self.hps, [])
 
     def splits(self, overrides: Sequence[str] = ()) -> Splits:
-        """The data set that goes with it, where command-line settings `data.key=value` don't say otherwise.
+        """The data set that goes with it, where command-line settings `data.key=value` don't say otherwise: a run's is
+        where it was, or, if that has been moved and its files are the same, in data/ here.
 
         Raises:
             UserError: as for `config`; or no such set, or one that the model does not fit.
         """
-        return load_splits(override_section(self.config().data, "data", overrides), self.model_config)
+        data = override_section(self.config().data, "data", overrides)
+        here = replace(data, root=DataConfig.root)
+        if self.checksums and not overrides and not is_there(data) and is_there(here):
+            splits = load_splits(here, self.model_config)
+            if splits.manifest.checksums() == self.checksums:
+                return splits
+        return load_splits(data, self.model_config)
 
 
 def find_pretrained(
@@ -90,7 +100,7 @@ def find_pretrained(
     chosen = weights or "ema"
     tensors = named_tensors(found.state.get(chosen), found.path)
     check_fits(tensors, found.config.model, found.path, "its own configuration")
-    return Pretrained(found.path, tensors, found.config.model, chosen, found.step, found.config, None)
+    return Pretrained(found.path, tensors, found.config.model, chosen, found.step, found.config, None, found.checksums)
 
 
 def load_pretrained(

@@ -14,15 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from vdvae.config import Config, load_config, settings, with_absolute_root
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import METRICS, RunDirectory
+from vdvae.runtime.results import made_on
 from vdvae.training.metrics import Report
+
+START = "start"
+"""The kind of line that a process writes when it begins: where from, with what, on what."""
+Changes = dict[str, tuple[Any, Any]]
+"""`section.key` -> the value that a run had, and the one that it goes on with."""
 
 
 class RunLog:
@@ -47,6 +55,13 @@ class RunLog:
             self.metrics = directory.metrics_file.open("ab", buffering=0)
             threading.excepthook = partial(_unless_tensorboard, threading.excepthook)
             self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
+
+    def start(self, step: int, config: Config, changed: Changes, device: torch.device) -> None:
+        """Logs that training begins after `step` updates: on what, see `results.made_on`, with which settings, and
+        which of them changed, see `changed_settings`.
+        """
+        if self.metrics:
+            self._line(START, step, {**made_on(device), "changed": changed, "settings": _as_json(config)})
 
     def train(self, step: int, report: Report, images_per_second: float) -> None:
         """Logs the means since the last report."""
@@ -152,10 +167,52 @@ def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
     path = directory.metrics_file
     if not path.is_file():
         raise UserError(f"{directory.path} is no run: there is no {path}; give the --run_dir of train.py")
-    entries = {(entry["kind"], entry["step"]): entry for _, entry in _undamaged(path)}
-    if not entries:
+    entries: dict[Any, dict[str, Any]] = {}
+    for i, (_, entry) in enumerate(_undamaged(path)):
+        entries[entry["kind"], entry["step"], i if entry["kind"] == START else None] = entry  # starts are all kept
+    if all(kind == START for kind, *_ in entries):
         raise UserError(f"{path} has no lines yet; the first comes after train.print_every updates")
     return sorted(entries.values(), key=lambda entry: entry["step"])
+
+
+def changed_settings(directory: RunDirectory, config: Config) -> Changes:
+    """The settings that differ from those in a run's config.yaml, or else from those that its last start logged: a
+    process may be killed between writing the one and the other. None for a run that is new.
+
+    Args:
+        directory: of the run.
+        config: what it goes on with, see `with_absolute_root`; a relative data.root in config.yaml, as it was written
+            until November 2026, is taken to begin in this directory.
+    """
+    if not directory.config_file.is_file():
+        return {}
+    now, before = _as_json(config), _as_json(with_absolute_root(load_config(str(directory.config_file), [])))
+    logged: dict[str, Any] = {}
+    if directory.metrics_file.is_file():
+        starts = [entry for _, entry in _undamaged(directory.metrics_file, tells=False) if entry["kind"] == START]
+        found = starts[-1].get("settings") if starts else None
+        logged = found if isinstance(found, dict) else {}
+    changed = {}
+    for key, value in now.items():
+        old = before[key] if before[key] != value else logged.get(key, value)
+        if old != value:
+            changed[key] = (old, value)
+    return changed
+
+
+def told(changed: Changes) -> str:
+    """A line for each setting that changed, with its values as on the command line, to put behind another line."""
+
+    def typed(value: Any) -> str:
+        return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+    return "".join(f"\nchanged: {key} {typed(old)} -> {typed(new)}" for key, (old, new) in changed.items())
+
+
+def _as_json(config: Config) -> dict[str, Any]:
+    """Every setting, infinities as words."""
+    values = settings(config).items()
+    return {key: str(value) if isinstance(value, float) and math.isinf(value) else value for key, value in values}
 
 
 def _keep_until(path: Path, step: int) -> None:
@@ -164,14 +221,14 @@ def _keep_until(path: Path, step: int) -> None:
     """
     if path.exists():
         lines = [(line, entry["kind"], entry["step"]) for line, entry in _undamaged(path)]
-        kept = [line for line, kind, at in lines if at < step + (kind == "train") and kind != "test"]
+        kept = [line for line, kind, at in lines if at < step + (kind in ("train", START)) and kind != "test"]
         with atomic_write(path) as file:
             file.writelines(line + b"\n" for line in kept)
 
 
-def _undamaged(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _undamaged(path: Path, tells: bool = True) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines and what they say. Those that are no JSON, such as one that was cut off, are dropped, and counted on
-    stderr.
+    stderr if `tells`.
     """
     lines, damaged = [], 0
     for line in path.read_bytes().splitlines():
@@ -184,7 +241,7 @@ def _undamaged(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             lines.append((line, entry))
         else:
             damaged += 1
-    if damaged:
+    if damaged and tells:
         said = "1 damaged line is" if damaged == 1 else f"{damaged} damaged lines are"
         print(f"warning: {path}: {said} dropped", file=sys.stderr)
     return lines

@@ -9,7 +9,8 @@ from vdvae.data.loader import first_images
 from vdvae.data.prepared import Splits
 from vdvae.evaluation.grids import TEMPERATURES, reconstruction_grid, sample_grid, save_png
 from vdvae.evaluation.nll import NLL
-from vdvae.evaluation.png import png_bits_per_dim
+from vdvae.evaluation.png import png_bits_per_dim, strip_bits_per_dim
+from vdvae.files import from_here
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
@@ -29,14 +30,17 @@ def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirect
 
 
 def print_summary(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
-    """The test NLL beside what PNG needs, and where to look."""
-    png, taken = png_bits_per_dim(splits.test)
+    """The test NLL beside what lossless files of the images need, and where to look."""
+    bits = splits.manifest.bits
+    png, taken = png_bits_per_dim(splits.test, bits=bits)
+    strips = strip_bits_per_dim(splits.test, bits=bits)
     images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"
-    print(f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f})")
+    print(
+        f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f} with a file for each; "
+        f"{strips.png:.2f} as strips, WebP {strips.webp:.2f})"
+    )
     print(f"data set:        {splits.manifest}")
     print(f"samples:         {directory.picture('samples', step)}")
     print(f"reconstructions: {directory.picture('reconstructions', step)}")
-    tensorboard = Path(sys.executable).with_name("tensorboard")
-    if tensorboard.is_relative_to(Path.cwd()):
-        tensorboard = tensorboard.relative_to(Path.cwd())
+    tensorboard = from_here(Path(sys.executable).with_name("tensorboard"))
     print(f"TensorBoard:     {tensorboard} --logdir {directory.path}")

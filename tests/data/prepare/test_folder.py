@@ -9,16 +9,18 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
+import prepare_data
 import pytest
 import torch
 
-from tests.conftest import says
+from tests.conftest import ROOT, says
 from tests.data.conftest import Prepare, contents, tiny_model
 from tests.data.prepare.archives import random_images
 from vdvae import VDVAE
 from vdvae.config import Config, DataConfig, load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
+from vdvae.data.prepare import fragment
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -54,7 +56,7 @@ def test_from_a_folder_to_a_training_step(tmp_path: Path, prepare: Prepare) -> N
     left_out, counts, usage = out.splitlines()
     says(left_out, "photos 1 PNG")
     says(counts, "data/mine 12 train 4 valid 4 test 20 x 20 x 1 8 bits")
-    assert "python train.py --hps cifar10,mine.yaml" in usage
+    assert usage == f"mine.yaml: for python {ROOT}/train.py --hps cifar10,mine.yaml"
     config, splits = opened(tmp_path)
     order = np.random.RandomState(3).permutation(20)
     for split, rows in ((splits.valid, order[:4]), (splits.test, order[4:8]), (splits.train, order[8:])):
@@ -194,6 +196,11 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         lambda folder: None,
         "fashion.yaml",
     ),
+    "a configuration that --hps would not find": (
+        ["in", "--config", "mine"],
+        lambda folder: None,
+        "--config mine .yaml",
+    ),
     "another set": (
         ["in"],
         another_set,
@@ -243,7 +250,28 @@ def test_a_set_that_is_elsewhere_or_behind_another_preset(tmp_path: Path, prepar
     assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml", "--to", "there")[0] == 0
     config = load_config(f"cifar10,{tmp_path / 'mine.yaml'}", [])
     assert len(load_splits(config.data, config.model).train) == 6
-    with pytest.raises(UserError, match=r"no data set 'mine'.* none at data/mine: set data\.root=DIR"):
+    with pytest.raises(UserError, match=rf"no data set 'mine' at {tmp_path}/data/mine: set data\.root=DIR"):
         load_splits(DataConfig("mine"), config.model)
     with pytest.raises(UserError, match=r"behind a preset: --hps cifar10,mine"):
         load_splits(config.data, load_config("cifar10", []).model)
+
+
+def test_a_fragment_leads_to_its_set_from_any_directory(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The set goes where the command is given, and the fragment to the checkout, whose data/ is elsewhere."""
+    checkout = tmp_path / "checkout"
+    (checkout / "configs").mkdir(parents=True)
+    for module in (prepare_data, fragment):
+        monkeypatch.setattr(module, "PRESETS", checkout / "configs")
+    write(tmp_path / "in", random_images(10, 20))
+    status, out, err = prepare("folder", "in", "--name", "mine")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[-1] == f"checkout/configs/mine.yaml: for python {ROOT}/train.py --hps cifar10,mine"
+    config = load_config(f"cifar10,{checkout / 'configs/mine.yaml'}", [])
+    monkeypatch.chdir(checkout)
+    assert config.data.root == str(tmp_path / "data")
+    assert len(load_splits(config.data, config.model).train) == 6
+    status, out, _ = prepare("folder", "in", "--name", "other", "--to", checkout / "data")
+    assert (status, f"--hps cifar10,other data.root={checkout}/data" in out) == (0, True)  # as seen from here
+    assert load_config(f"cifar10,{checkout / 'configs/other.yaml'}", []).data.root == "data"  # for others to share

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from vdvae.config import DataConfig, load_config
+from vdvae.config import PRESETS, DataConfig, load_config
 from vdvae.data.manifest import Manifest
 from vdvae.data.prepared import Split, open_splits
 from vdvae.data.storage import pieces
@@ -22,8 +22,17 @@ PRESET_OF_SIZE = {64: "imagenet64", 256: "ffhq256", 1024: "ffhq1024"}
 ARCHITECTURE = ("enc_blocks", "dec_blocks", "width", "custom_width_str")
 
 
+def is_checkouts(root: Path) -> bool:
+    """Whether this is the folder of prepared sets beside configs/: a configuration need not name it, so that people
+    who share one each find their own. Any other is only found by its absolute path.
+    """
+    return root.resolve() == (PRESETS.parent / DataConfig.root).resolve()
+
+
 def check_fragment(path: Path) -> None:
-    """Raises `UserError` where a file is in the way that was not made here."""
+    """Raises `UserError` where a file is in the way that was not made here, or `--hps` would not take it for a path."""
+    if path.suffix not in (".yaml", ".yml"):
+        raise UserError(f"--config must end in .yaml, or --hps would look for it in configs/, not {path}")
     if path.exists() and not path.read_text().startswith(MARK):
         raise UserError(f"{path} is there, and not by this script; choose another --name or --config, or move it away")
 
@@ -43,8 +52,8 @@ def write_fragment(manifest: Manifest, root: Path, path: Path) -> None:
         **_architecture(manifest.image_size),
     }
     data = {"dataset": manifest.name, "variant": manifest.variant}
-    if root != Path(DataConfig.root):
-        data["root"] = str(root)
+    if not is_checkouts(root):
+        data["root"] = str(root.absolute())
     text = yaml.safe_dump({"model": model, "data": data}, sort_keys=False, width=1000)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{MARK} for --hps {BASE},{path.stem}: mean and scale of the training images.\n{text}")
