@@ -13,7 +13,7 @@ from vdvae.config import DataConfig
 from vdvae.data.manifest import FILE_NAME, File, Manifest, official_manifest, read_manifest
 from vdvae.data.splits import DATASETS, VARIANTS
 from vdvae.data.storage import Images, NpyFile, PictureFiles, Pixels, Rows, Storage
-from vdvae.errors import UserError, did_you_mean
+from vdvae.errors import UserError, did_you_mean, user_path
 from vdvae.model.config import ModelConfig
 
 EMBEDDED = "fashion_mnist_9k_1k"
@@ -55,7 +55,7 @@ def load_splits(data: DataConfig, model: ModelConfig) -> Splits:
     Raises:
         UserError: it is not there, damaged, or not what the model or the configuration expects.
     """
-    folder = Path(data.root, data.dataset)
+    folder = user_path(data.root) / data.dataset
     manifest = EMBEDDED_MANIFEST if data.dataset == EMBEDDED else _prepared_manifest(data, folder)
     _check(manifest, data, model)
     return open_splits(manifest, folder)
