@@ -23,6 +23,7 @@ from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
+from vdvae.launch import read_launch
 from vdvae.run.checkpoint import Best, Checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
@@ -45,12 +46,13 @@ def main() -> None:
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
-            config.train.local_batch_size(processes.env_size())  # refuses what cannot be divided
+            launch = read_launch()
+            config.train.local_batch_size(launch.size)  # refuses what cannot be divided
             device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
-            if processes.env_rank() == 0:
+            if launch.rank == 0:
                 held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
                 resumed = directory.open(config, splits.manifest.checksums())
                 directory.create(config)

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
-    {"streams"},
+    {"streams", "launch"},
     {"errors"},
     {"files", "model"},
     {"runtime"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vdvae.launch import is_first
 from vdvae.streams import lose_text_not_work
 
 
@@ -28,7 +28,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from vdvae.launch import read_local_rank
+
 
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is this process's CUDA device where there is one, else the CPU.
@@ -21,7 +23,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if has_cuda else "cpu"
     if name == "cuda" and has_cuda:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{read_local_rank()}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
