@@ -18,11 +18,12 @@ from torch.utils._pytree import tree_map_only
 
 from vdvae.errors import UserError
 from vdvae.launch import read_launch, read_local_size
+from vdvae.runtime.device import available_cores
 
 
 def cores_per_process() -> int:
-    """The cores of this machine, divided among the processes that torchrun started on it."""
-    return max(1, (os.cpu_count() or 1) // read_local_size())
+    """The cores that this process may use, divided among the processes that torchrun started on this machine."""
+    return max(1, available_cores() // read_local_size())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
 from vdvae.data.storage import Images, pieces
+from vdvae.runtime.device import available_cores
 
 FEW = 4096
 """So many pictures are decoded sooner than processes start."""
@@ -106,7 +107,7 @@ def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = re
         if pictures.count - start <= FEW:
             yield from (_decode(part, shape, decode) for part in parts)
             return
-        workers = os.cpu_count() or 1
+        workers = available_cores()
         with ProcessPoolExecutor(workers, get_context("forkserver"), _leave_interrupts_to_the_parent) as pool:
             ahead: deque[Future[Images]] = deque()
             try:
