@@ -146,7 +146,7 @@ def run(
                     return 1
             with progress.off_the_clock():
                 validates = done % settings.valid_every == 0
-                if world.is_main and (done % settings.images_every == 0 or is_end):
+                if world.is_main and done % settings.images_every == 0 and not is_end:
                     draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
@@ -170,9 +170,11 @@ def run(
             return 128 + reason if reason > TIME_IS_UP else 0
         with interruption.at_once():
             test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
-        log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
-    if world.is_main:
-        print_summary(test, splits, directory, settings.max_steps)
+            log.evaluation(done, "test", {**splits.manifest.facts(), **test._asdict()})
+            processes.stop()  # what is left, one does alone: the others must not wait for it until they give up
+            if world.is_main:
+                draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
+                print_summary(test, splits, directory, done)
     return 0
 
 

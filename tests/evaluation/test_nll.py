@@ -61,6 +61,14 @@ def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(spli
     assert (black < 1, taken) == (True, 3)
 
 
+@pytest.mark.parametrize(("pixels", "images"), [(3 * 28 * 28, 3), (6 * 28 * 28 - 1, 5), (1, 1)])
+def test_png_takes_fewer_images_where_they_are_large(
+    pixels: int, images: int, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdvae.evaluation.png.MOST_PIXELS", pixels)
+    assert png_bits_per_dim(split)[1] == images
+
+
 @pytest.fixture
 def far_posterior(tiny: Config) -> VDVAE:
     """A model whose rate is large, so that bounds differ."""
