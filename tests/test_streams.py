@@ -114,6 +114,18 @@ def test_training_goes_on(lost: str, tmp_path: Path) -> None:
     assert [line["kind"] for line in log_of(tmp_path / "ünï")] == ["train", "train", "train", "test"]
 
 
+@pytest.mark.long
+def test_a_run_directory_whose_name_is_no_text(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8: TensorBoard alone cannot write there."""
+    result = shell(tmp_path, f"mkdir here; {TRAIN} --run_dir here/$'\\xff'")
+    assert result.returncode == 0, result.stderr
+    says(result.stderr, "warning: TensorBoard")
+    assert result.stderr.count("\n") == 1
+    assert r"here/\udcff: 10,802 parameters" in result.stdout
+    (run,) = (tmp_path / "here").iterdir()
+    assert log_of(run)[-1]["kind"] == "test"
+
+
 def test_a_signal_saves_without_stderr(tmp_path: Path) -> None:
     """What it says must not keep it from saving."""
     line = f"{TRAIN} train.max_steps=100000 2>/dev/full >/dev/full & pid=$!; "
