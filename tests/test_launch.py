@@ -40,6 +40,7 @@ def tell(monkeypatch: pytest.MonkeyPatch, told: dict[str, str]) -> None:
         (TWO, (1, 2)),
         ({"RANK": "3", "WORLD_SIZE": "8", **HERE}, (3, 8)),
         ({**TWO, "MASTER_ADDR": "::1"}, (1, 2)),
+        ({**TWO, "MASTER_ADDR": "nowhere.invalid", "TORCHELASTIC_RUN_ID": "none"}, (1, 2)),  # it may come back
         ({**TWO, "SLURM_STEP_NUM_TASKS": "4", "OMPI_COMM_WORLD_SIZE": "4"}, (1, 2)),  # torchrun under srun
         ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, (0, 1)),  # srun --ntasks=1
         ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, (0, 1)),  # an sbatch script
@@ -107,7 +108,7 @@ def test_scripts_of_one_process_look_at_their_device_alone(monkeypatch: pytest.M
     assert pick_device("cpu").type == "cpu"
 
 
-def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch, call: Command) -> None:
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(("::", 0))
         taken.listen()
@@ -115,6 +116,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         tell(monkeypatch, {**TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port})
         with refuses(f"MASTER_PORT={port} --master_port --standalone", UserError):
             start(pick_device("cpu"), timeout_minutes=0.05)
+        assert_refused(call("train.py", "--hps", TINY), f"MASTER_PORT={port} --master_port --standalone")
 
 
 @pytest.mark.parametrize("rank", ["0", pytest.param("1", marks=pytest.mark.long)])

@@ -8,6 +8,8 @@ import socket
 from typing import NamedTuple
 
 HOW = "torchrun sets it: torchrun --nproc_per_node N train.py ..., see docs/cluster.md"
+TORCHRUN = "TORCHELASTIC_RUN_ID"
+"""The variable that torchrun alone sets."""
 PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a process must know to find the others."""
 OTHER_LAUNCHERS = {
@@ -60,13 +62,9 @@ def read_launch() -> Launch:
     address, port = os.environ["MASTER_ADDR"], _whole_number("MASTER_PORT", 1)
     if port > 65535:
         raise ValueError(f"MASTER_PORT={port} must be at most 65535; {HOW}")
-    try:
-        socket.getaddrinfo(address or None, port)
-        found_it = bool(address)
-    except (OSError, UnicodeError):
-        found_it = False
-    if not found_it:
-        raise ValueError(f"MASTER_ADDR={address} is not the name or address of a machine; {HOW}")
+    if not address or not (TORCHRUN in os.environ or _is_known(address)):
+        is_set = f"MASTER_ADDR={address} is" if address else "MASTER_ADDR is empty,"
+        raise ValueError(f"{is_set} not the name or address of a machine; {HOW}")
     return Launch(rank, size)
 
 
@@ -95,6 +93,14 @@ def _whole_number(name: str, least: int) -> int:
         told = f"{name}={text}" if text else f"{name} is empty and"
         raise ValueError(f"{told} must be a whole number, at least {least}; {HOW}")
     return int(text)
+
+
+def _is_known(address: str) -> bool:
+    """Whether a machine's name leads anywhere; PyTorch would go on asking until its timeout."""
+    try:
+        return bool(socket.getaddrinfo(address, None))
+    except (OSError, UnicodeError):
+        return False
 
 
 def _sizes() -> str:

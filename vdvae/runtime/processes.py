@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils._pytree import tree_map_only
 
 from vdvae.errors import UserError
-from vdvae.launch import read_launch, read_local_size
+from vdvae.launch import TORCHRUN, read_launch, read_local_size
 from vdvae.runtime.device import available_cores
 
 
@@ -88,22 +88,22 @@ def start(device: torch.device, timeout_minutes: float = 30) -> World:
         try:
             store, rank, size = next(rendezvous("env://", timeout=timeout))
         except RuntimeError as error:
-            raise _no_meeting(error, timeout_minutes) from error
+            if told := _why_nobody_meets(error, timeout_minutes):
+                raise UserError(told) from error
+            raise
         store = PrefixStore(f"start-{_restarts()}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
     return World(*launch, device)
 
 
-def _no_meeting(error: RuntimeError, minutes: float) -> Exception:
-    """What to say where the store of all processes cannot be opened, or not all of them come to it."""
+def _why_nobody_meets(error: RuntimeError, minutes: float) -> str:
+    """What a person must change, if anything, where the store of all processes cannot be opened, or some don't come."""
     address, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
-    if "EADDRINUSE" in str(error):
-        return UserError(
-            f"MASTER_PORT={port} is taken by another program here; give torchrun another --master_port, or --standalone"
-        )
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return error  # the others may have lost a machine: torchrun tries again
-    return UserError(
+    if "address already in use" in str(error).lower():
+        return f"MASTER_PORT={port} is taken by another program; give torchrun another --master_port, or --standalone"
+    if TORCHRUN in os.environ:
+        return ""  # the others may have lost a machine: torchrun tries again
+    return (
         f"not all of WORLD_SIZE={size} processes met at MASTER_ADDR={address}, MASTER_PORT={port} within {minutes:g} "
         "minutes; start them with torchrun, which sets these, see docs/cluster.md"
     )
