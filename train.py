@@ -23,6 +23,7 @@ from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
+from vdvae.launch import read_launch
 from vdvae.run.checkpoint import Best, Checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
@@ -45,12 +46,13 @@ def main() -> None:
             if config.train.fast:
                 fast.keep_freed_memory()
             splits = load_splits(config.data, config.model)
-            config.train.local_batch_size(processes.env_size())  # refuses what cannot be divided
+            launch = read_launch()
+            config.train.local_batch_size(launch.size)  # refuses what cannot be divided
             device = pick_device()
             config.train.check_device(device.type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed, changed = RunDirectory(args.run_dir or Path("runs", name)), None, {}
-            if processes.env_rank() == 0:
+            if launch.rank == 0:
                 held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
                 resumed = directory.open(config, splits.manifest.checksums())
                 changed = changed_settings(directory, config)
@@ -148,7 +150,7 @@ def run(
                     return 1
             with progress.off_the_clock():
                 validates = done % settings.valid_every == 0
-                if world.is_main and (done % settings.images_every == 0 or is_end):
+                if world.is_main and done % settings.images_every == 0 and not is_end:
                     draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
@@ -172,9 +174,11 @@ def run(
             return 128 + reason if reason > TIME_IS_UP else 0
         with interruption.at_once():
             test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)
-        log.evaluation(settings.max_steps, "test", {**splits.manifest.facts(), **test._asdict()})
-    if world.is_main:
-        print_summary(test, splits, directory, settings.max_steps)
+            log.evaluation(done, "test", {**splits.manifest.facts(), **test._asdict()})
+            processes.stop()  # what is left, one does alone: the others must not wait for it until they give up
+            if world.is_main:
+                draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
+                print_summary(test, splits, directory, done)
     return 0
 
 

@@ -14,6 +14,7 @@ from vdvae import fast
 from vdvae.command_line import SPLITS, ModelCommandLine, add_json, check_at_least_one, find_model
 from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
 from vdvae.evaluation.nll import NLL, ImportanceWeighted, evaluate, evaluate_importance_weighted
+from vdvae.launch import read_launch
 from vdvae.released.releases import release_of
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
@@ -41,6 +42,7 @@ def main() -> None:
     with exit_on_user_error():
         args = parser.parse_intermixed_args()
         check_at_least_one(args, "batch_size", "importance_samples", "prior_layers")
+        read_launch()
         prepare_result(args.json)
         found = find_model(args)
         if args.binning:
@@ -51,13 +53,13 @@ def main() -> None:
         batch_size = args.batch_size or found.config().train.eval_batch
         splits = found.splits(args.overrides)
         device = pick_device(args.device)
-    world = processes.start(device)
-    set_matmul_precision("fp32")
-    model = fast.prepare(found.model(world.device))
-    what = (model, getattr(splits, args.split), batch_size, world)
     bounds: dict[str, NLL | ImportanceWeighted] = {}
     figures: dict[str, Any] = {}
     with exit_on_bad_image():
+        world = processes.start(device)
+        set_matmul_precision("fp32")
+        model = fast.prepare(found.model(world.device))
+        what = (model, getattr(splits, args.split), batch_size, world)
         nll = evaluate(*what, args.seed, show_progress=True)
         if k := args.importance_samples:
             weighted = evaluate_importance_weighted(*what, k, args.seed, show_progress=True)

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
+    {"streams", "launch"},
     {"errors"},
     {"files", "model"},
     {"runtime"},

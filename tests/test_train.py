@@ -202,7 +202,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 def test_a_batch_that_cannot_be_divided_is_said_once(call: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the first of three processes; the others end silently."""
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert_refused(call("train.py", "--hps", TINY), "train.batch_size 8 3")
     monkeypatch.setenv("RANK", "1")
     result = call("train.py", "--hps", TINY)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -18,7 +19,13 @@ import pytest
 
 from tests.conftest import ROOT, TINY, Command, assert_refused, call_script, run_command, says
 from tests.test_train import assert_same_tensors, log_of
+from vdvae import VDVAE
+from vdvae.config import Config
+from vdvae.data.prepared import load_splits
 from vdvae.run import checkpoint
+from vdvae.run.directory import RunDirectory
+from vdvae.run.log import RunLog
+from vdvae.run.summary import draw_pictures
 
 TRAIN = ("train.py", "--hps", str(TINY), "--run_dir", "run")
 
@@ -170,6 +177,68 @@ def test_one_of_two_processes_dies_and_torchrun_restarts_both(tmp_path: Path) ->
     says(logs[1], "error: lost resumes")
     assert "after step " in logs[1]
     assert_same_run(tmp_path / "disturbed/run", tmp_path / "undisturbed/run")
+
+
+SLOW_AT_THE_END = """
+import imageio.v3, os, time
+encode, begins = imageio.v3.imwrite, time.monotonic()
+def imwrite(*arguments, **options):
+    time.sleep(1.5)
+    with open(os.environ["PICTURES"], "a") as file:
+        print(os.environ["RANK"], file=file)
+    return encode(*arguments, **options)
+imageio.v3.imwrite = imwrite
+import vdvae.evaluation.png
+vdvae.evaluation.png.png_bits_per_dim.__defaults__ = (6,)
+"""
+
+
+@pytest.mark.long
+def test_one_summarises_for_longer_than_the_others_would_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have left; the run has ended well, and was tested once."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AT_THE_END)
+    monkeypatch.setenv("PICTURES", str(tmp_path / "pictures"))
+    settings = ["train.timeout_minutes=0.15"]
+    with start(tmp_path, *settings, site=tmp_path, torchrun=["--nproc_per_node=2", "--max_restarts=1"]) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "error: " not in err
+    assert "PNG on 6 of the 1,000 images" in out
+    assert (tmp_path / "pictures").read_text().split() == ["0"] * 8
+    assert [line["kind"] for line in log_of(tmp_path / "run")].count("test") == 1
+    assert len(list((tmp_path / "run/samples").iterdir())) == 2
+
+
+def test_a_finished_run_has_not_failed_where_its_summary_does(
+    call: Command, monkeypatch: pytest.MonkeyPatch, finished_run: Path, tmp_path: Path
+) -> None:
+    """torchrun would restart it, to be tested again."""
+
+    def fails(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vdvae.run.summary.save_png", fails)
+    monkeypatch.setattr("vdvae.run.summary.png_bits_per_dim", fails)
+    result = call(*TRAIN)
+    assert result.returncode == 0
+    says(result.stdout, "test bits/dim: PNG No space left TensorBoard:")
+    assert result.stderr.count("warning: ") == 2
+    assert_same_run(tmp_path / "run", finished_run)
+
+
+def test_a_row_of_large_pictures_is_short(tiny: Config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """While one draws them, the others wait."""
+    rows: list[int] = []
+    monkeypatch.setattr("vdvae.run.summary.sample_grid", lambda _ema, _temperatures, columns: rows.append(columns))
+    monkeypatch.setattr("vdvae.run.summary.reconstruction_grid", lambda _ema, originals: rows.append(len(originals)))
+    monkeypatch.setattr("vdvae.run.summary.save_png", lambda *_: None)
+    splits, directory = load_splits(tiny.data, tiny.model), RunDirectory(tmp_path)
+    model = VDVAE(tiny.model)
+    with closing(RunLog(directory, model, 0, writes=False)) as log:
+        for most in (1 << 20, 3 * 28 * 28, 1):
+            monkeypatch.setattr("vdvae.run.summary.MOST_PIXELS", most)
+            draw_pictures(model, splits, 8, directory, 6, log)
+    assert rows == [8, 8, 3, 3, 1, 1]
 
 
 def test_a_second_run_in_the_same_directory_is_refused(call: Command, tmp_path: Path) -> None:

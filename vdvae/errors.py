@@ -1,14 +1,17 @@
-"""What a person did wrong, told in one line: exit status 2, no traceback."""
+"""What a person typed, and what was wrong with it, told in one line: exit status 2, no traceback."""
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
+
+from vdvae.launch import is_first
+from vdvae.streams import lose_text_not_work
 
 
 class UserError(ValueError):
@@ -25,7 +28,7 @@ def exit_on_user_error() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             message = " ".join(str(error).split())
             print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
@@ -41,6 +44,27 @@ def exit_on_bad_image() -> Iterator[None]:
         sys.exit(2)
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as a person gives it, which may begin with `~` or `~user`: the shell leaves `--out=~/x` as it is.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    if not str(path).startswith("~"):
+        return Path(path)
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: no such home directory; ./{path} is a name that begins with ~") from error
+
+
+def _path_argument(text: str) -> Path:
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 class WithDefaults(argparse.HelpFormatter):
     """Help that names the default of every option that has one, where its text does not."""
 
@@ -52,10 +76,14 @@ class WithDefaults(argparse.HelpFormatter):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser whose errors are one line too."""
+    """An argument parser whose errors are one line too, whose paths (`type=Path`) may begin with ~, and whose command
+    goes on where stdout or stderr cannot be written; every command has one.
+    """
 
     def __init__(self, **settings: Any) -> None:
+        lose_text_not_work()
         super().__init__(**{"formatter_class": WithDefaults, **settings})
+        self.register("type", Path, _path_argument)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse does, which in Python 3.10 and 3.11 takes `--option=--` for an option with an empty list."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from paper.outcome import has_ended
 from paper.spec import Run
 from vdvae.errors import UserError
+from vdvae.runtime.device import available_cores
 
 
 def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
@@ -30,7 +31,7 @@ def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
         UserError: a run failed, naming its output; the others under way are finished first.
     """
     missing = {run.directory: run for run in runs if not has_ended(run.directory)}
-    cores, gpus = len(os.sched_getaffinity(0)), _gpus()
+    cores, gpus = available_cores(), _gpus()
     at_once = jobs or len(gpus) or cores
     free: SimpleQueue[dict[str, str]] = SimpleQueue()  # the environment of each run that may begin
     for slot in range(at_once):

@@ -91,10 +91,12 @@ def test_files_hold_the_levels_that_the_nll_is_measured_at() -> None:
     assert 5 < png_bits_per_dim(noise, bits=5)[0] < 8 < png_bits_per_dim(noise)[0]
 
 
-def test_large_images_are_compressed_within_seconds() -> None:
-    """As many pixels for every size: 8 images of 1024 x 1024, and not a thousand."""
-    large = Pixels(np.broadcast_to(np.zeros((1, 1024, 1024, 3), np.uint8), (5000, 1024, 1024, 3)))
-    assert png_bits_per_dim(Split(large, np.arange(5000)))[1] == 8
+@pytest.mark.parametrize(("pixels", "images"), [(3 * 28 * 28, 3), (6 * 28 * 28 - 1, 5), (1, 1)])
+def test_png_takes_fewer_images_where_they_are_large(
+    pixels: int, images: int, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdvae.evaluation.png.MOST_PIXELS", pixels)
+    assert png_bits_per_dim(split)[1] == images
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from tests.conftest import refuses
 from vdvae import __version__
 from vdvae.runtime import results
-from vdvae.runtime.device import describe, pick_device
+from vdvae.runtime.device import available_cores, describe, pick_device
 from vdvae.runtime.noise import Purpose, generator, generator_seed
 from vdvae.runtime.precision import PRECISIONS, autocast, set_matmul_precision
-from vdvae.runtime.processes import World
+from vdvae.runtime.processes import World, cores_per_process
 from vdvae.runtime.results import git_revision, prepare_result, write_result
 
 CPU = torch.device("cpu")
@@ -59,6 +60,81 @@ def test_devices() -> None:
     assert "cores" in describe(CPU)
     with refuses("'cuda:99' auto cpu"):
         pick_device("cuda:99")
+
+
+V1, V2 = "sys/fs/cgroup/cpu,cpuacct", "sys/fs/cgroup"
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "max 100000"}, 8),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "200000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "150000 100000"}, 2),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "1000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "9000000 100000"}, 8),
+        ({"proc/self/cgroup": "0::/", f"{V2}/cpu.max": "nonsense"}, 8),
+        ({"proc/self/cgroup": "0::/a/b", f"{V2}/a/b/cpu.max": "max 100000", f"{V2}/a/cpu.max": "300000 100000"}, 3),
+        ({"proc/self/cgroup": "0::/a/b", f"{V2}/a/b/cpu.max": "100000 50000", f"{V2}/a/cpu.max": "max 50000"}, 2),
+        ({"proc/self/cgroup": "0::/docker/0a1b", f"{V2}/cpu.max": "400000 100000"}, 4),
+        ({"proc/self/cgroup": "0::/../../other", f"{V2}/cpu.max": "400000 100000"}, 4),
+        ({"proc/self/cgroup": "1:name=systemd:/\n0::/", f"{V2}/unified/cpu.max": "500000 100000"}, 5),
+        (
+            {
+                "proc/self/cgroup": "11:memory:/x\n4:cpu,cpuacct:/docker/0a\n1:name=systemd:/x\n0::/",
+                f"{V1}/docker/0a/cpu.cfs_quota_us": "250000",
+                f"{V1}/docker/0a/cpu.cfs_period_us": "100000",
+                f"{V1}/cpu.cfs_quota_us": "-1",
+                f"{V1}/cpu.cfs_period_us": "100000",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/docker/0a",
+                f"{V2}/cpu/cpu.cfs_quota_us": "100000",
+                f"{V2}/cpu/cpu.cfs_period_us": "100000",
+            },
+            1,
+        ),
+    ],
+)
+def test_the_cores_that_a_quota_leaves(
+    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(8))
+    assert available_cores(tmp_path) == cores
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As taskset and Slurm have it; the machine's where nothing is held back."""
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {3, 5, 7})
+    assert available_cores() <= 3
+    monkeypatch.setattr("vdvae.runtime.device._cpu_quotas", lambda _root: iter(()))
+    assert (available_cores(), cores_per_process()) == (3, 3)
+    assert describe(CPU).startswith("3 of 64 cores of ")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cores_per_process() == 1
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert cores_per_process() == 1
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: range(64))
+    assert describe(CPU).startswith("64 cores of ")
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert available_cores() == 64
+
+
+def test_a_process_that_is_bound_to_a_core() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert available_cores() == 1
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def test_a_process_alone_has_what_it_gives() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from vdvae.config.sections import Config
-from vdvae.errors import UserError, did_you_mean
+from vdvae.errors import UserError, did_you_mean, user_path
 from vdvae.files import atomic_write
 from vdvae.model.config import ModelConfig
 
@@ -94,7 +94,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 def with_absolute_root(config: Config) -> Config:
     """The same, with a data.root that leads to the data set from any directory."""
-    root = str(Path(config.data.root).expanduser().absolute())
+    root = str(user_path(config.data.root).absolute())
     return dataclasses.replace(config, data=dataclasses.replace(config.data, root=root))
 
 
@@ -125,7 +125,7 @@ def _read_presets(hps: str) -> Values:
 
 
 def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
+    path = user_path(name) if name.endswith((".yaml", ".yml")) else PRESETS / f"{name}.yaml"
     if not path.is_file():
         presets = sorted(file.stem for file in PRESETS.glob("*.yaml"))
         known = f"configs/ has {', '.join(presets)}" if presets else f"{PRESETS} has none at all"
@@ -147,7 +147,7 @@ def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
     values: Values = {section: {} for section in SECTIONS}
     if "base" in content:
         base = _coerce(content.pop("base"), str, f"{path}: base")
-        local = path.parent / f"{base}.yaml"
+        local = path.parent / user_path(f"{base}.yaml")
         _merge(values, _read_preset(str(local) if local.is_file() else base, (*seen, path.resolve())))
     _merge(values, _checked(content, str(path)))
     return values

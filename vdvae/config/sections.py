@@ -87,7 +87,7 @@ class TrainConfig:
     eval_batch: int = 32
     """Images per batch when the NLL is measured."""
     grid_columns: int = 8
-    """Images in a row of the sample and reconstruction grids."""
+    """Images in a row of the sample and reconstruction grids; fewer where these have more than a million pixels."""
     precision: Precision = "fp32"
     compile: bool = False
     """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay."""

@@ -13,7 +13,7 @@ from vdvae.config import DataConfig
 from vdvae.data.manifest import FILE_NAME, File, Manifest, official_manifest, read_manifest
 from vdvae.data.splits import DATASETS, VARIANTS
 from vdvae.data.storage import Images, NpyFile, PictureFiles, Pixels, Rows, Storage
-from vdvae.errors import UserError, did_you_mean
+from vdvae.errors import UserError, did_you_mean, user_path
 from vdvae.model.config import ModelConfig
 
 EMBEDDED = "fashion_mnist_9k_1k"
@@ -63,7 +63,7 @@ def load_splits(data: DataConfig, model: ModelConfig) -> Splits:
 
 def folder_of(data: DataConfig) -> Path:
     """The absolute path of the folder that a prepared set is in, or should be."""
-    return Path(data.root, data.dataset).expanduser().absolute()
+    return (user_path(data.root) / data.dataset).absolute()
 
 
 def is_there(data: DataConfig) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vdvae.errors import UserError
+from vdvae.errors import UserError, user_path
 from vdvae.released.releases import release_of
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -38,7 +38,7 @@ class ReleasedSet(NamedTuple):
         for ending in endings:
             if prefix.endswith(ending):
                 raise UserError(f"the four files are named by what they begin with: {prefix.removesuffix(ending)}")
-        return cls(*(Path(prefix + ending) for ending in endings))
+        return cls(*(user_path(prefix + ending) for ending in endings))
 
     def check_complete(self) -> None:
         """Raises `UserError` unless all four files are there; says which are not, and where to get them."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vdvae.config import Config, DataConfig, load_config, load_model_config, override_section
 from vdvae.data.prepared import Splits, is_there, load_splits
-from vdvae.errors import UserError
+from vdvae.errors import UserError, user_path
 from vdvae.files import read_torch_file
 from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
@@ -86,7 +86,7 @@ def find_pretrained(
     path: str | Path, hps: str | Path | ModelConfig | None = None, weights: Weights | None = None
 ) -> Pretrained:
     """Reads weights and finds out what they belong to; arguments as for `load_pretrained`."""
-    path = Path(path)
+    path = user_path(path)
     check_there(path)
     if path.is_dir():
         found = checkpoint.read_run(path)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import torch
@@ -110,6 +110,7 @@ class Interruption:
         if self.world.is_main:
             name = signal.Signals(number).name
             what = "ending" if self._at_once else "finishing this update and saving; once more ends at once"
-            os.write(2, f"\n{name}: {what}\n".encode())  # print may be in the middle of something
+            with suppress(OSError):  # stderr may be gone; print may be in the middle of something
+                os.write(2, f"\n{name}: {what}\n".encode())
         if self._at_once:
             raise SystemExit(128 + number)

@@ -54,7 +54,8 @@ class RunLog:
             _keep_until(directory.metrics_file, step)
             self.metrics = directory.metrics_file.open("ab", buffering=0)
             threading.excepthook = partial(_unless_tensorboard, threading.excepthook)
-            self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
+            with warn_where_unwritten("the TensorBoard log"):
+                self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
 
     def start(self, step: int, config: Config, changed: Changes, device: torch.device) -> None:
         """Logs that training begins after `step` updates: on what, see `results.made_on`, with which settings, and
@@ -143,13 +144,14 @@ class RunLog:
 
 @contextmanager
 def warn_where_unwritten(what: str) -> Iterator[None]:
-    """A full or lost disk is no reason to end days of training: says on stderr what could not be written."""
+    """A full or lost disk, or a name that is no text for TensorBoard, is no reason to end days of training: says on
+    stderr what could not be written.
+    """
     try:
         yield
-    except OSError as error:
-        tqdm.write(
-            f"warning: {what} could not be written: {error.strerror or error}; training goes on", file=sys.stderr
-        )
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        tqdm.write(f"warning: {what} could not be written: {reason}; training goes on", file=sys.stderr)
 
 
 def _unless_tensorboard(hook: Callable[[threading.ExceptHookArgs], object], args: threading.ExceptHookArgs) -> None:

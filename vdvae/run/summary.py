@@ -15,9 +15,16 @@ from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
 
+MOST_PIXELS = 1 << 20
+"""In a row of pictures: 8 images of 256 pixels, and 1 of 1024. 8 of those are 120 passes through the model of
+configs/ffhq1024.yaml, 90 TFLOP: half an hour on two cores, while other processes wait `train.timeout_minutes`."""
+
 
 def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
-    """Samples, and reconstructions of validation images, as PNG files and in TensorBoard."""
+    """Samples, and reconstructions of validation images, as PNG files and in TensorBoard: `columns` of each in a row,
+    or what `MOST_PIXELS` leaves.
+    """
+    columns = max(1, min(columns, MOST_PIXELS // ema.config.image_size**2))
     originals = first_images(splits.valid, columns, ema.device)
     pictures = {
         "samples": sample_grid(ema, TEMPERATURES, columns),
@@ -30,17 +37,25 @@ def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirect
 
 
 def print_summary(test: NLL, splits: Splits, directory: RunDirectory, step: int) -> None:
-    """The test NLL beside what lossless files of the images need, and where to look."""
-    bits = splits.manifest.bits
-    png, taken = png_bits_per_dim(splits.test, bits=bits)
-    strips = strip_bits_per_dim(splits.test, bits=bits)
-    images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"
-    print(
-        f"\ntest bits/dim: {test.bits_per_dim:.4f}   (PNG on {images} images: {png:.2f} with a file for each; "
-        f"{strips.png:.2f} as strips, WebP {strips.webp:.2f})"
-    )
+    """The test NLL beside what lossless files of the images need, and where to look. It never fails, as the run is
+    complete without it.
+    """
+    try:
+        compared = _lossless_files(test, splits)
+    except Exception as error:  # an image that cannot be read any more, a lack of memory
+        compared = f"PNG was not measured: {' '.join(str(error).split()) or type(error).__name__}"
+    print(f"\ntest bits/dim: {test.bits_per_dim:.4f}   ({compared})")
     print(f"data set:        {splits.manifest}")
     print(f"samples:         {directory.picture('samples', step)}")
     print(f"reconstructions: {directory.picture('reconstructions', step)}")
     tensorboard = from_here(Path(sys.executable).with_name("tensorboard"))
     print(f"TensorBoard:     {tensorboard} --logdir {directory.path}")
+
+
+def _lossless_files(test: NLL, splits: Splits) -> str:
+    """Bits/dim of PNG and WebP, in words that say of which images and in which files."""
+    bits = splits.manifest.bits
+    png, taken = png_bits_per_dim(splits.test, bits=bits)
+    strips = strip_bits_per_dim(splits.test, bits=bits)
+    images = f"the same {taken:,}" if taken == test.num_images else f"{taken:,} of the {test.num_images:,}"
+    return f"PNG on {images} images: {png:.2f} with a file for each; {strips.png:.2f} as strips, WebP {strips.webp:.2f}"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from vdvae.launch import read_local_rank
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -21,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
     if name == "auto":
         name = "cuda" if has_cuda else "cpu"
     if name == "cuda" and has_cuda:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = f"cuda:{read_local_rank()}"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -35,7 +40,38 @@ def describe(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
-    return f"{os.cpu_count()} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    cores, all_cores = available_cores(), os.cpu_count()
+    told = f"{cores}" if cores == all_cores else f"{cores} of {all_cores}"
+    return f"{told} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """The CPU cores that this process may use: those that it is bound to, by taskset or Slurm, or as many as its
+    container's quota of CPU time comes to, rounded up.
+
+    Args:
+        root: the folder of /proc and /sys.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([bound, *(math.ceil(quota) for quota in _cpu_quotas(root))])
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """The CPU time, in cores, that this process's control group may take, and each one above it that has a limit."""
+    file = root / "proc/self/cgroup"
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        _, controllers, place = line.split(":", 2)  # version 2 names no controllers
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        parts = [part for part in place.split("/") if part not in ("", "..")]  # .. leads out of a container
+        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+            for depth in range(len(parts) + 1):  # the host's path may not be there in a container
+                group = root.joinpath("sys/fs/cgroup", mount, *parts[:depth])
+                with suppress(OSError, ValueError):  # no limit is `max`, or -1
+                    quota, period = (float(n) for name in names for n in (group / name).read_text().split())
+                    if quota > 0 and period > 0:
+                        yield quota / period
 
 
 def now(device: torch.device) -> float:

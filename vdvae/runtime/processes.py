@@ -16,20 +16,14 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 from torch.utils._pytree import tree_map_only
 
-
-def env_rank() -> int:
-    """This process's rank by torchrun's environment, 0 without torchrun; known before `start`."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def env_size() -> int:
-    """The number of processes by torchrun's environment, 1 without torchrun; known before `start`."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+from vdvae.errors import UserError
+from vdvae.launch import TORCHRUN, read_launch, read_local_size
+from vdvae.runtime.device import available_cores
 
 
 def cores_per_process() -> int:
-    """The cores of this machine, divided among the processes that torchrun started on it."""
-    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """The cores that this process may use, divided among the processes that torchrun started on this machine."""
+    return max(1, available_cores() // read_local_size())
 
 
 @dataclass(frozen=True)
@@ -79,17 +73,40 @@ def start(device: torch.device, timeout_minutes: float = 30) -> World:
     """Joins the processes that torchrun started (NCCL on CUDA, gloo on CPU); alone without torchrun.
 
     A process that waits longer than the timeout for another, whose machine may have gone, ends with an error.
+
+    Raises:
+        ValueError: torchrun's environment is incomplete or impossible, see `read_launch`.
+        UserError: the processes cannot meet where that says.
     """
+    launch = read_launch()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
         backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
         timeout = timedelta(minutes=timeout_minutes)
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        try:
+            store, rank, size = next(rendezvous("env://", timeout=timeout))
+        except RuntimeError as error:
+            if told := _why_nobody_meets(error, timeout_minutes):
+                raise UserError(told) from error
+            raise
         store = PrefixStore(f"start-{_restarts()}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
-    return World(env_rank(), env_size(), device)
+    return World(*launch, device)
+
+
+def _why_nobody_meets(error: RuntimeError, minutes: float) -> str:
+    """What a person must change, if anything, where the store of all processes cannot be opened, or some don't come."""
+    address, port, size = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE"))
+    if "address already in use" in str(error).lower():
+        return f"MASTER_PORT={port} is taken by another program; give torchrun another --master_port, or --standalone"
+    if TORCHRUN in os.environ:
+        return ""  # the others may have lost a machine: torchrun tries again
+    return (
+        f"not all of WORLD_SIZE={size} processes met at MASTER_ADDR={address}, MASTER_PORT={port} within {minutes:g} "
+        "minutes; start them with torchrun, which sets these, see docs/cluster.md"
+    )
 
 
 def _restarts() -> int:
@@ -118,7 +135,7 @@ def exit_on_lost_process() -> Iterator[None]:
     except RuntimeError as error:
         if not is_lost_process(error):
             raise
-        rank, reason = env_rank(), " ".join(str(error).split())[:200]
+        rank, reason = read_launch().rank, " ".join(str(error).split())[:200]
         print(
             f"error: process {rank} lost the others; the same command resumes ({reason})", file=sys.stderr, flush=True
         )

@@ -17,8 +17,8 @@ import torch
 import vdvae
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
+from vdvae.launch import read_launch
 from vdvae.runtime.device import describe
-from vdvae.runtime.processes import env_size
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that vdvae/ is in; a checkout, unless the package is installed."""
@@ -55,7 +55,7 @@ def made_on(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": describe(device),
-        "processes": env_size(),
+        "processes": read_launch().size,
     }
 
 

@@ -14,7 +14,7 @@ from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST
-from vdvae.errors import UserError
+from vdvae.errors import UserError, user_path
 
 
 def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool) -> tuple[Manifest, bool]:
@@ -41,7 +41,7 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
     mirror = given[0] if given and given[0].startswith(("http://", "https://")) else None
     paths: list[Path] = []
     if given and not mirror:
-        form, paths = find_form(name, FORMS[name], [Path(path) for path in given])
+        form, paths = find_form(name, FORMS[name], [user_path(path) for path in given])
     else:
         form = _form_with_address(name, mirror)
     if before is not None:
