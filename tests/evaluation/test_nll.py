@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,10 @@ from vdvae.data.prepared import Split
 from vdvae.data.storage import Pixels
 from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
 from vdvae.evaluation.png import png_bits_per_dim
+from vdvae.run.directory import RunDirectory
+from vdvae.run.summary import draw_pictures
 from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.precision import set_matmul_precision
 from vdvae.runtime.processes import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -112,3 +119,45 @@ def test_five_bits_are_measured_under_both_binnings(tiny: Config, split: Split) 
     assert abs(both["exact"] - both["released"]) > 1e-4
     eight = evaluate(VDVAE(tiny.model), split, 5, ALONE)
     assert eight.bits_per_dim_by_binning == {"exact": pytest.approx(eight.bits_per_dim, rel=1e-12)}
+
+
+@pytest.fixture
+def in_tf32() -> Iterator[None]:
+    """As train.precision=tf32 sets it for a whole process."""
+    set_matmul_precision("tf32")
+    yield
+    set_matmul_precision("fp32")
+
+
+def pictures(model: VDVAE, split: Split, folder: Path) -> None:
+    directory, splits, log = RunDirectory(folder), SimpleNamespace(valid=split), SimpleNamespace(picture=print)
+    draw_pictures(model, splits, 2, directory, 1, log)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("in_tf32")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model, split, _: evaluate(model, split, 5, ALONE),
+        lambda model, split, _: evaluate_importance_weighted(model, split, 5, ALONE, 1),
+        pictures,
+    ],
+    ids=["nll", "importance", "pictures"],
+)
+def test_what_a_run_in_tf32_shows_of_its_model_is_in_fp32(
+    tiny: Config, split: Split, tmp_path: Path, measure: Callable[[VDVAE, Split, Path], Any]
+) -> None:
+    """And training goes on in tf32."""
+    model, seen = VDVAE(tiny.model), set()
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    model.decoder.out_net.register_forward_hook(lambda *_: seen.add(settings()))
+    measure(model, split, tmp_path)
+    assert seen == {("highest", False)}
+    assert settings() == ("high", True)
+    model.decoder.out_net.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(model, split, tmp_path)
+    assert settings() == ("high", True)

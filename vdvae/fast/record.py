@@ -167,4 +167,5 @@ def _kind(value: object) -> object:
 def _ambient(device: torch.device) -> object:
     """The modes of PyTorch that change what a function does with its arguments."""
     autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast
+    products = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast, products

@@ -13,8 +13,10 @@ from vdvae.evaluation.png import png_bits_per_dim
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
+from vdvae.runtime.precision import in_fp32
 
 
+@in_fp32()
 def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
     """Samples, and reconstructions of validation images, as PNG files and in TensorBoard."""
     originals = first_images(splits.valid, columns, ema.device)
