@@ -73,6 +73,8 @@ class Recorded(Generic[Result]):
 
     def _call(self, arguments: tuple[Any, ...]) -> Result:
         inputs, generator = arguments[:-1], arguments[-1]
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(f"a recorded function takes a torch.Generator last, not {type(generator).__name__}")
         leaves, structure = tree_flatten(inputs)
         kind = (structure, _ambient(self.device), *map(_kind, leaves))
         found = list(map(_place, self.watched()))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vdvae.model import arguments
 from vdvae.model.config import ModelConfig
 from vdvae.model.gaussian import finite_exp, full_precision
 
@@ -115,7 +116,12 @@ class Mixture(NamedTuple):
         return num_mixtures * (1 + 2 * channels + channels * (channels - 1) // 2)
 
     def log_prob(self, images: Tensor) -> Tensor:
-        """log p(x) of uint8 images `[B, C, H, W]`, in nats, `[B]`. Finite with finite gradients throughout."""
+        """log p(x) of uint8 images `[B, C, H, W]`, in nats, `[B]`. Finite with finite gradients throughout.
+
+        Raises:
+            ValueError: `images` are not uint8.
+        """
+        arguments.check_pixels(images)
         level = self.binning.level(images)[:, :, None]  # [B, C, 1, H, W]
         earlier = list(self.binning.centre(level).unbind(1))
         means = torch.stack([self._conditional_mean(c, earlier) for c in range(len(earlier))], 1)  # [B, C, M, H, W]
@@ -127,7 +133,12 @@ class Mixture(NamedTuple):
 
     @torch.no_grad()
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draws uint8 images `[B, C, H, W]`; each channel is conditioned on the levels drawn for those before it."""
+        """Draws uint8 images `[B, C, H, W]`; each channel is conditioned on the levels drawn for those before it.
+
+        Raises:
+            ValueError: `generator` is something else.
+        """
+        arguments.check_generator(generator)
         gumbel = -torch.log(-torch.log(_uniform(self.logits.shape, self.logits.device, generator)))
         chosen = (self.logits + gumbel).max(1, keepdim=True).indices  # [B, 1, H, W]; argmax is slow on CPUs
         u = _uniform(self.means[:, :, 0].shape, self.means.device, generator)  # [B, C, H, W]
