@@ -69,7 +69,7 @@ def read_torch_file(path: Path) -> Any:
     before PyTorch 1.6, which has none.
 
     Raises:
-        UserError: it is missing, damaged or something else, or its pickle asks for anything but tensors and plain values.
+        UserError: it is missing, damaged or something else, or its pickle asks for more than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
