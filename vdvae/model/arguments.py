@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,8 +44,8 @@ def check_count(name: str, number: Any, most: int | None = None) -> int:
     """A whole number from 1 to `most`, of any type that is one."""
     limits = "at least 1" if most is None else f"from 1 to {most}"
     try:
-        whole = operator.index(number)
-    except TypeError:
+        whole = int(number.__index__())
+    except (AttributeError, TypeError):
         whole = 0
     if isinstance(number, bool) or whole < 1 or (most is not None and whole > most):
         raise ValueError(f"{name} must be a whole number {limits}, not {number!r}")
