@@ -172,12 +172,10 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def _is_plain_zip(path: Path) -> bool:
     """Whether it is an archive of anything but what torch.save puts into one."""
-    if not zipfile.is_zipfile(path):
-        return False
     try:
         with zipfile.ZipFile(path) as archive:
-            return not any(name.endswith("/data.pkl") for name in archive.namelist())
-    except DAMAGED:
+            return not any(name.endswith(("/data.pkl", "/version")) for name in archive.namelist())
+    except Exception:  # none at all, or damaged in any way there is
         return False
 
 
