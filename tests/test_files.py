@@ -62,6 +62,9 @@ def test_bad_files(tmp_path: Path) -> None:
     np.savez(path, rows=np.array([{}, {}], dtype=object))
     with refuses("a.npz Python objects", UserError):
         open_npz(path, "rows")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with refuses("a.npz `git lfs pull`", UserError):
+        open_npz(path, "rows")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("rows.npy", b"no array")
     with refuses("a.npz damaged", UserError):

@@ -214,7 +214,7 @@ def test_a_finished_run_has_not_failed_where_its_summary_does(
 ) -> None:
     """torchrun would restart it, to be tested again."""
 
-    def fails(*_: object) -> None:
+    def fails(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vdvae.run.summary.save_png", fails)

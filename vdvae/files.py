@@ -54,17 +54,37 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
+def check_is_itself(path: Path) -> None:
+    """Raises `UserError` where a file is not what it is named after, but what downloads leave in its place."""
+    with path.open("rb") as file:  # what the system has to say against it should be heard as it is
+        begin = file.read(512)
+    text = begin.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if begin.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError(f"{path} is a Git LFS pointer, not the file; `git lfs pull` in its repository fetches that")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<error")):
+        raise UserError(f"{path} is a web page, not the file; download the file itself")
+    if begin.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd")):
+        raise UserError(f"{path} is compressed; unpack it and give the file in it")
+    if begin[257:262] == b"ustar":
+        raise UserError(f"{path} is a tar archive; unpack it and give the file in it")
+
+
 def read_torch_file(path: Path) -> Any:
     """Reads a file of torch.save, with tensors on the CPU: a zip archive, whose checksums are compared, or the format
     before PyTorch 1.6, which has none.
 
     Raises:
-        UserError: it is missing or damaged, or its pickle asks for anything but tensors and plain values.
+        UserError: it is missing, damaged or something else, or its pickle asks for more than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    with path.open("rb"):
-        pass  # what the system has to say against it should be heard as it is
+    check_is_itself(path)
+    if _is_plain_zip(path):
+        raise UserError(f"{path} is a zip archive, and none of torch.save; unpack it and give the file in it")
+    if _is_safetensors(path):
+        raise UserError(
+            f"{path} is a safetensors file; torch.save(safetensors.torch.load_file(path), new) makes one for here"
+        )
     try:
         _compare_checksums(path)
         with warnings.catch_warnings():  # of pickle protocols, deprecated storages and the like
@@ -135,6 +155,7 @@ def open_npz(path: Path, name: str) -> NpzArray:
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
+    check_is_itself(path)
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
             shape, dtype = _header(file)
@@ -152,6 +173,22 @@ def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     if is_fortran or dtype.hasobject or not shape:
         raise ValueError("it holds Python objects, columns first, or a single number")
     return shape, dtype
+
+
+def _is_plain_zip(path: Path) -> bool:
+    """Whether it is an archive of anything but what torch.save puts into one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return not any(name.endswith(("/data.pkl", "/version")) for name in archive.namelist())
+    except Exception:  # none at all, or damaged in any way there is
+        return False
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether it begins with the length of a header in JSON, and the header."""
+    with path.open("rb") as file:
+        length, begin = int.from_bytes(file.read(8), "little"), file.read(2)
+    return begin == b'{"' and length < path.stat().st_size
 
 
 def _compare_checksums(path: Path) -> None:

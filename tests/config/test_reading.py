@@ -176,3 +176,10 @@ def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
 
 def test_tiny_is_a_preset_like_any_other() -> None:
     assert load_config(str(TINY), []).train.batch_size == 8
+
+
+def test_a_git_lfs_pointer_is_no_preset(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+    with refuses(f"{path} `git lfs pull`"):
+        load_config(str(path))

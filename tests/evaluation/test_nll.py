@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,10 @@ from vdvae.data.prepared import Split, load_splits
 from vdvae.data.storage import Images, Pixels
 from vdvae.evaluation.nll import evaluate, evaluate_importance_weighted
 from vdvae.evaluation.png import png_bits_per_dim, strip_bits_per_dim
+from vdvae.run.directory import RunDirectory
+from vdvae.run.summary import draw_pictures
 from vdvae.runtime.noise import Purpose, generator
+from vdvae.runtime.precision import set_matmul_precision
 from vdvae.runtime.processes import World
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -61,7 +68,7 @@ def test_png_needs_more_than_8_bits_for_noise_and_next_to_nothing_for_black(spli
     assert (black < 1, taken) == (True, 3)
 
 
-def pictures(images: Images) -> Split:
+def split_of(images: Images) -> Split:
     return Split(Pixels(images), np.arange(len(images)))
 
 
@@ -79,14 +86,14 @@ def test_yardsticks_of_the_demo() -> None:
 def test_strips_hold_every_image(size: int, channels: int) -> None:
     """Noise takes its 8 bits, and in PNG a byte per row, in as many strips as WebP's longest side asks for."""
     noise = np.random.default_rng(0).integers(0, 256, (700, size, size, channels), np.uint8)
-    strips = strip_bits_per_dim(pictures(noise))
+    strips = strip_bits_per_dim(split_of(noise))
     assert strips.png == pytest.approx(8 + 8 / (size * channels), rel=0.01)
     assert strips.webp == pytest.approx(8, rel=0.01)
 
 
 def test_files_hold_the_levels_that_the_nll_is_measured_at() -> None:
     """5 bits of noise at 5 bits, where the lower 3 bits of its pixels are not coded."""
-    noise = pictures(np.random.default_rng(0).integers(0, 256, (600, 28, 28, 1), np.uint8))
+    noise = split_of(np.random.default_rng(0).integers(0, 256, (600, 28, 28, 1), np.uint8))
     assert strip_bits_per_dim(noise, bits=5).webp == pytest.approx(5, rel=0.05)
     assert 5 < png_bits_per_dim(noise, bits=5)[0] < 8 < png_bits_per_dim(noise)[0]
 
@@ -150,3 +157,45 @@ def test_five_bits_are_measured_under_both_binnings(tiny: Config, split: Split) 
     assert abs(both["exact"] - both["released"]) > 1e-4
     eight = evaluate(VDVAE(tiny.model), split, 5, ALONE)
     assert eight.bits_per_dim_by_binning == {"exact": pytest.approx(eight.bits_per_dim, rel=1e-12)}
+
+
+@pytest.fixture
+def in_tf32() -> Iterator[None]:
+    """As train.precision=tf32 sets it for a whole process."""
+    set_matmul_precision("tf32")
+    yield
+    set_matmul_precision("fp32")
+
+
+def pictures(model: VDVAE, split: Split, folder: Path) -> None:
+    directory, splits, log = RunDirectory(folder), SimpleNamespace(valid=split), SimpleNamespace(picture=print)
+    draw_pictures(model, splits, 2, directory, 1, log)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("in_tf32")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model, split, _: evaluate(model, split, 5, ALONE),
+        lambda model, split, _: evaluate_importance_weighted(model, split, 5, ALONE, 1),
+        pictures,
+    ],
+    ids=["nll", "importance", "pictures"],
+)
+def test_what_a_run_in_tf32_shows_of_its_model_is_in_fp32(
+    tiny: Config, split: Split, tmp_path: Path, measure: Callable[[VDVAE, Split, Path], Any]
+) -> None:
+    """And training goes on in tf32."""
+    model, seen = VDVAE(tiny.model), set()
+
+    def settings() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    model.decoder.out_net.register_forward_hook(lambda *_: seen.add(settings()))
+    measure(model, split, tmp_path)
+    assert seen == {("highest", False)}
+    assert settings() == ("high", True)
+    model.decoder.out_net.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(model, split, tmp_path)
+    assert settings() == ("high", True)

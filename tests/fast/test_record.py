@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tests.conftest import refuses
 from vdvae.fast import Recorded
 from vdvae.fast.cpu_record import _Heap
+from vdvae.runtime.precision import in_fp32, set_matmul_precision
 
 
 def noise(seed: int) -> torch.Generator:
@@ -249,6 +250,28 @@ def test_gradients_and_autocast_are_told_apart() -> None:
             assert replay(x, noise(0)).dtype == torch.float32
         with torch.inference_mode():
             assert torch.equal(replay(x, noise(0)), layer(x))
+
+
+def test_precisions_of_products_are_told_apart() -> None:
+    """A record keeps the kernels that were chosen when it was made."""
+    layer = nn.Linear(3, 2)
+    set_matmul_precision("fp32")
+    calls: list[int] = []
+    replay = Recorded(lambda x, generator: calls.append(len(x)) or layer(x), lambda: layer.parameters())  # type: ignore[func-returns-value]
+    for _ in range(2):
+        replay(random(4, 3, seed=0), noise(0))
+        with in_fp32():
+            replay(random(4, 3, seed=0), noise(0))
+    assert calls == [4]
+    set_matmul_precision("tf32")
+    try:
+        for _ in range(2):
+            replay(random(4, 3, seed=0), noise(0))
+            with in_fp32():
+                replay(random(4, 3, seed=0), noise(0))
+    finally:
+        set_matmul_precision("fp32")
+    assert calls == [4, 4]
 
 
 def test_weights_that_are_replaced_are_noticed() -> None:

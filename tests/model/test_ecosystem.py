@@ -299,16 +299,18 @@ def test_lbfgs_lowers_the_loss() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # what torch says of its own compiler
-def test_compiled_with_gradients() -> None:
-    """The whole model by `torch.compile`, traced in one piece and run without a C++ compiler."""
-    model = random_model(COLOUR)
+@pytest.mark.parametrize("config", [COLOUR, GREY], ids=["colour", "grey"])
+def test_compiled_with_gradients(config: ModelConfig) -> None:
+    """The whole model by `torch.compile`, traced in one piece and run without a C++ compiler; batches of two sizes."""
+    model = random_model(config)
     compiled: Any = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
-    losses = []
-    for one in (model, compiled):
-        torch.manual_seed(0)
-        losses.append(one(images_for(model)).nats_per_dim.mean())
-        losses[-1].backward()
-    torch.testing.assert_close(*losses)
+    for count in (2, 3, 4):
+        losses = []
+        for one in (model, compiled):
+            torch.manual_seed(0)
+            losses.append(one(images_for(model, count)).nats_per_dim.mean())
+            losses[-1].backward()
+        torch.testing.assert_close(*losses)
     for a, b in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 

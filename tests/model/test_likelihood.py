@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
+import mpmath as mp  # type: ignore[import-untyped]  # which comes with torch
 import pytest
 import torch
 from torch import Tensor
@@ -20,6 +24,59 @@ def random_parameters(channels: int, pixels: int, spread: float, mixtures: int =
 def pixel_values(binning: Binning) -> Tensor:
     """One uint8 value of each level, [K]."""
     return torch.arange(0, 256, 2 ** (8 - binning.bits), dtype=torch.uint8)
+
+
+LOG_SCALES = [-7.0, -6.0, -4.0, -2.0, 0.0, 2.0, 2.1, 5.0, 8.0, 20.0, 60.0]
+MEANS = [m for size in (0.0, 0.3, 0.95, 1.0, 1.5, 10.0, 1e3, 1e10, 1e25) for m in {size, -size}]
+DIGITS = 400
+"""Enough for the difference of two distribution functions of the widest logistic of these."""
+
+
+def log_mass(level: int, mean: Tensor, log_scale: Tensor, bits: int) -> Tensor:
+    """`_log_mass` of tensors that go together, in the form that it takes them."""
+    return _log_mass(torch.tensor(float(level)), mean, log_scale, Binning.of(bits, "exact"))
+
+
+def log_mass_to_many_digits(level: int, mean: float, log_scale: float, bits: int) -> mp.mpf:
+    """log of F(u) - F(l), taken on the side where both are small."""
+    spacing, scale = mp.mpf(2) / (2**bits - 1), mp.exp(mp.mpf(log_scale))
+    lower = -mp.inf if level == 0 else ((level - mp.mpf(0.5)) * spacing - 1 - mean) / scale
+    upper = mp.inf if level == 2**bits - 1 else ((level + mp.mpf(0.5)) * spacing - 1 - mean) / scale
+    if lower + upper > 0:
+        lower, upper = -upper, -lower
+    return mp.log(1 / (1 + mp.exp(-upper)) - 1 / (1 + mp.exp(-lower)))
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_log_mass_is_that_of_the_discretised_logistic(bits: int) -> None:
+    """To what fp32 can tell: a rounded mean moves a bin's edges by a part of the scale."""
+    top = 2**bits - 1
+    for log_scale, mean in itertools.product(LOG_SCALES, MEANS):
+        given = torch.tensor([mean, log_scale])
+        for level in {0, 1, top // 2, top - 1, top}:
+            with mp.workdps(DIGITS):
+                expected = float(log_mass_to_many_digits(level, given[0].item(), given[1].item(), bits))
+            found = log_mass(level, given[0], given[1], bits).item()
+            allowed = 1e-6 * abs(expected) + 4e-7 * (1 + abs(mean)) * math.exp(-log_scale) + 1e-6
+            assert abs(found - expected) <= allowed, (log_scale, mean, level, found, expected)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("log_scale", [-7.0, -5.0, -3.0, 0.0, 2.0])
+def test_log_mass_has_no_jumps(bits: int, log_scale: float) -> None:
+    """As the mean moves, log p follows by at most its way over the scale; also where a level is wildly unlikely."""
+    means = torch.linspace(-4, 4, 200_001, dtype=torch.float64)
+    for level in {0, 2**bits // 2, 2**bits - 1}:
+        steps = log_mass(level, means, torch.tensor(log_scale, dtype=torch.float64), bits).diff()
+        assert steps.abs().max() <= 8 / 200_000 * math.exp(-log_scale) + 1e-6
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_levels_of_any_logistic_sum_to_one(bits: int) -> None:
+    level = torch.arange(2.0**bits)[:, None, None]
+    means, log_scales = torch.tensor(MEANS)[:, None], torch.tensor(LOG_SCALES)
+    total = _log_mass(level, means, log_scales, Binning.of(bits, "exact")).exp().sum(0)
+    torch.testing.assert_close(total, torch.ones_like(total), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("spread", [0.3, 2.0, 6.0])
@@ -50,6 +107,7 @@ def test_released_binning_fails_to_sum_to_one_by_what_its_docstring_says() -> No
     assert total(0.0, -3.0) == pytest.approx(1.028, abs=1e-3)
     assert total(0.977, -3.0) < 0.75
     assert total(0.977, -7.0) == pytest.approx(0.5, abs=0.1)
+    assert total(1.0, -7.0) < 1e-6
 
 
 @pytest.mark.parametrize("binning_name", ["exact", "released"])
@@ -149,6 +207,45 @@ def test_mean_is_differentiable_where_a_logistic_is_narrow() -> None:
     mean.sum().backward()
     assert parameters.grad is not None
     assert parameters.grad[0, 1].item() == pytest.approx(127.5, rel=1e-4)
+
+
+def clipped_mean_to_many_digits(mean: float, log_scale: float) -> tuple[mp.mpf, mp.mpf]:
+    """E[clip(X, -1, 1)], and how it changes with the mean."""
+    scale = mp.exp(mp.mpf(log_scale))
+    upper, lower = (1 - mp.mpf(mean)) / scale, (-1 - mp.mpf(mean)) / scale
+    softplus = [max(x, mp.mpf(0)) + mp.log1p(mp.exp(-abs(x))) for x in (upper, lower)]
+    return 1 - scale * (softplus[0] - softplus[1]), 1 / (1 + mp.exp(-upper)) - 1 / (1 + mp.exp(-lower))
+
+
+@pytest.mark.parametrize("log_scale", [*LOG_SCALES, 6.9, 7.1, 90.0, 1e25])
+def test_mean_of_any_logistic(log_scale: float) -> None:
+    """The closed form to what fp32 can tell, with its gradient, by the mixture of one."""
+    for mean in MEANS:
+        parameters = torch.tensor([0.0, mean, log_scale]).view(1, 3, 1, 1).requires_grad_()
+        found = Mixture.from_parameters(parameters, 1, Binning.of(8, "exact")).mean()
+        found.backward()
+        assert parameters.grad is not None and parameters.grad.isfinite().all()
+        with mp.workdps(DIGITS):
+            expected, slope = clipped_mean_to_many_digits(parameters[0, 1].item(), min(log_scale, 100.0))
+        assert found.item() == pytest.approx(127.5 * (1 + float(expected)), abs=1e-4), mean
+        assert parameters.grad[0, 1].item() == pytest.approx(127.5 * float(slope), abs=2e-3), mean
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_of_any_parameters(channels: int) -> None:
+    """Means between 0 and 255, and levels drawn on the side where the mean is, even where noise is exactly 0."""
+    for spread in (1.0, 20.0, 90.0, 1e4, 1e20, 1e38):
+        mixture = Mixture.from_parameters(random_parameters(channels, 100, spread), channels, Binning.of(8, "exact"))
+        assert mixture.mean().isfinite().all()
+        assert mixture.mean().min() >= -1e-3 and mixture.mean().max() <= 255.001
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, 0.0, 90.0, 1e25])
+def test_the_median_is_drawn_by_noise_of_0(log_scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdvae.model.likelihood._uniform", lambda shape, *_: torch.full(shape, 0.5))
+    for mean, level in ((-1e25, 0), (-1.0, 0), (0.6, 204), (1.0, 255), (1e25, 255)):
+        parameters = torch.tensor([0.0, mean, log_scale]).view(1, 3, 1, 1)
+        assert Mixture.from_parameters(parameters, 1, Binning.of(8, "exact")).sample().item() == level
 
 
 @pytest.mark.parametrize("spread", [0.5, 4.0])

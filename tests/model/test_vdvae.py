@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from tests.conftest import random_model, refuses
-from vdvae import VDVAE, ModelConfig
+from tests.conftest import random_model, refuses, says
+from vdvae import VDVAE, ModelConfig, fast
 from vdvae.config import Config
 
 
@@ -148,25 +152,138 @@ def test_widths_by_resolution(tiny: Config, images: Tensor) -> None:
     assert model.sample(2).shape == (2, 1, 28, 28)
 
 
+def grey(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.zeros(shape or (2, 1, 28, 28), dtype=dtype)
+
+
+PICTURE = Image.new("L", (28, 28))
+UP_TO_255 = torch.linspace(0, 255, 2 * 28 * 28).view(2, 1, 28, 28)
+
+
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(2, 1, 28, 28), "uint8 [B, 1, 28, 28] float32 [2, 1, 28, 28]"),
-        (torch.zeros(2, 3, 28, 28, dtype=torch.uint8), "[2, 3, 28, 28]"),
-        (torch.zeros(2, 28, 28, 1, dtype=torch.uint8), "[2, 28, 28, 1] images.permute(0, 3, 1, 2)"),
-        (torch.zeros(1, 28, 28, dtype=torch.uint8), "[1, 28, 28] images[None]"),
-        (torch.rand(2, 1, 28, 28), "float32 0..1 (images * 255).round()"),
-        (torch.zeros(2, 1, 32, 32, dtype=torch.uint8), "[2, 1, 32, 32]"),
-        (torch.zeros(2, 1, 28, 28).numpy(), "uint8 tensor ndarray"),
+        (grey(dtype=torch.float32), "uint8 [B, 1, 28, 28] float32 [2, 1, 28, 28] 255"),
+        (grey(2, 3, 28, 28), "[2, 3, 28, 28]"),
+        (grey(2, 28, 28, 1), "[2, 28, 28, 1] images.permute(0, 3, 1, 2)"),
+        (grey(28, 28, 1), "images.permute(2, 0, 1)[None]"),
+        (grey(1, 28, 28), "[1, 28, 28] images[None]"),
+        (grey(28, 28), "[28, 28] images[None, None]"),
+        (grey(5, 28, 28), "[5, 28, 28] images[:, None]"),
+        (grey(0, 1, 28, 28), "at least one [0, 1, 28, 28]"),
+        (UP_TO_255 / 255, "float32 0..1 (images * 255).round().to(torch.uint8)"),
+        (UP_TO_255.half() / 255, "float16 0..1 (images * 255).round().to(torch.uint8)"),
+        (UP_TO_255, "float32 images.round().to(torch.uint8)"),
+        (UP_TO_255 / 127.5 - 1, "float32 -1..1 ((images + 1) * 127.5).round().to(torch.uint8)"),
+        (UP_TO_255 * 257, "0 to 255 0 to 65535"),
+        (UP_TO_255 - 128, "0 to 255 -128 to 127"),
+        (UP_TO_255 / 0, "NaN infinity"),
+        (UP_TO_255.long(), "int64 ; images.to(torch.uint8) makes"),
+        (UP_TO_255.int(), "int32 ; images.to(torch.uint8) makes"),
+        (UP_TO_255.long() // 255, "int64 ; images.to(torch.uint8) makes"),
+        (UP_TO_255.long() * 2, "int64 0 to 510"),
+        (UP_TO_255.short() - 1, "int16 -1 to 254"),
+        (UP_TO_255 > 99, "bool images.to(torch.uint8) * 255"),
+        ((UP_TO_255 / 255).permute(0, 2, 3, 1), "images.permute(0, 3, 1, 2) (images * 255).round()"),
+        (grey(2, 1, 32, 32), "[2, 1, 32, 32]"),
+        (grey().numpy(), "uint8 tensor ndarray torch.from_numpy(images)"),
+        (PICTURE, "tensor Image torch.from_numpy(np.array(images))"),
+        ([PICTURE, PICTURE], "tensor list torch.from_numpy(np.stack(images))"),
+        ([grey(1, 28, 28).numpy()] * 2, "tensor list torch.from_numpy(np.stack(images))"),
+        ([grey(1, 28, 28)] * 2, "tensor list torch.stack(images)"),
+        (None, "tensor NoneType"),
     ],
 )
-def test_refuses_images(model: VDVAE, images: Tensor, words: str) -> None:
-    with refuses(words):
+def test_refuses_images(model: VDVAE, images: Any, words: str) -> None:
+    """By every method that takes them; advice fits the values, and none makes them wrap."""
+    with pytest.raises(ValueError, match="images must be") as caught:
         model(images)
+    says(caught.value, words)
+    assert "\n" not in str(caught.value)
+    assert ("255" in words) or ("255)" not in str(caught.value) and "* 255" not in str(caught.value))
+    for method in (model.encode, lambda images: model.log_weights(images, 1)):
+        with refuses(words):
+            method(images)
+
+
+def test_a_likelihood_refuses_floats(model: VDVAE) -> None:
+    with refuses("uint8 float32 images.round()"):
+        model.mixture(num_images=2).log_prob(UP_TO_255)
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.0, "2", True, None, torch.tensor(0.5), np.float64(1)])
+def test_refuses_numbers_that_count_nothing(model: VDVAE, images: Tensor, number: Any) -> None:
+    calls: dict[str, Callable[[], Any]] = {
+        "num_images": lambda: model.sample(number),
+        "samples": lambda: model.log_weights(images, number),
+        "layers": lambda: model.encode(images, number),
+    }
+    for name, call in calls.items():
+        if number is None and name != "samples":
+            continue
+        with refuses(f"{name} whole number 1"):
+            call()
+    for resolution in ("7", 14.5, None):
+        with refuses(f"resolution {resolution!r} 1, 7, 28"):
+            model.layers_up_to(resolution)  # type: ignore[arg-type]
+
+
+def test_whole_numbers_of_numpy_count(model: VDVAE, images: Tensor) -> None:
+    assert model.sample(np.int64(2)).shape == (2, 1, 28, 28)
+    assert len(model.encode(images, np.int32(2))) == 2
+    assert model.log_weights(images, np.uint8(1)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("generator", [0, "0", np.random.default_rng(0), torch.tensor(0)])
+def test_refuses_what_is_no_generator(model: VDVAE, images: Tensor, generator: Any) -> None:
+    """At every call that takes one, whether or not noise is needed."""
+    z = [latent.z for latent in model.encode(images)]
+    calls: list[Callable[[], Any]] = [
+        lambda: model(images, generator),
+        lambda: model.encode(images, generator=generator),
+        lambda: model.top_down(images, ["posterior"] * 3, generator=generator),
+        lambda: model.decode(z, output="mean", generator=generator),
+        lambda: model.sample(1, generator=generator),
+        lambda: model.log_weights(images, 1, generator),
+        lambda: model.mixture(num_images=1).sample(generator),
+    ]
+    for call in calls:
+        with refuses(f"generator torch.Generator {type(generator).__name__} torch.Generator().manual_seed(0)"):
+            call()
+    with refuses(f"torch.Generator {type(generator).__name__}"):
+        fast.recorded(lambda images, noise: model(images, noise).nats_per_dim, model)(images, generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_refuses_weights_of_half_precision(model: VDVAE, images: Tensor, dtype: torch.dtype) -> None:
+    z = [latent.z for latent in model.encode(images)]
+    half = copy.deepcopy(model).to(dtype)
+    for call in (lambda: half(images), lambda: half.encode(images), lambda: half.decode(z), lambda: half.sample(1)):
+        with refuses(f"float32 {str(dtype).removeprefix('torch.')} model.float() torch.autocast"):
+            call()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_in_double_precision_the_same_numbers(model: VDVAE, images: Tensor, prepared: bool) -> None:
+    """Of the same noise, which is drawn in fp32, whatever one calls."""
+    double = copy.deepcopy(model).double()
+    double = fast.prepare(double) if prepared else double
+    for call in (
+        lambda m: m(images, seeded()).nats_per_dim,
+        lambda m: m.encode(images, generator=seeded())[2].z,
+        lambda m: m.decode(m.encode(images, mode="mean"), output="mean"),
+        lambda m: m.sample(2, 0.7, output="mean", generator=seeded()),
+        lambda m: m.flatten(m.encode(images, generator=seeded())),
+        lambda m: m.log_weights(images, 2, seeded()) / m.config.dims,
+    ):
+        result = call(double)
+        assert result.dtype == torch.float64
+        torch.testing.assert_close(result.float(), call(model), rtol=1e-3, atol=1e-3)
+    assert double.sample(2).dtype == torch.uint8
 
 
 def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
-    z = [latent.z for latent in model.encode(images)]
+    z = [latent.z.detach() for latent in model.encode(images)]
     with refuses("4 3"):
         model.decode([*z, z[0]])
     with refuses("1 [3, 2, 7, 7] [3, 2, 1, 1]"):
@@ -191,6 +308,26 @@ def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
         model.decode([z[0].long()])
     with refuses("list model.unflatten"):
         model.decode(model.flatten(z))  # type: ignore[arg-type]
+    with refuses("latent 0 must be [1, 2, 1, 1], not [0, 2, 1, 1]"):
+        model.decode([z[0][:0]])
+    with refuses("latent 0 must be [1, 2, 1, 1], not []"):
+        model.decode([torch.tensor(1.0)])
+    for latents, words in (
+        (model.encode(images)[0], "list Latent [latent]"),
+        (model.encode(images)[0].prior, "list DiagonalGaussian"),
+        (z[0].numpy(), "list ndarray"),
+        ({0: z[0]}, "list dict"),
+        ("prior", "list str"),
+        (5, "list int"),
+        (iter(z), "list list_iterator"),
+    ):
+        for method in (model.decode, model.flatten, lambda latents: model.top_down(None, latents)):
+            with refuses(words):
+                method(latents)  # type: ignore[arg-type]
+    with refuses("layer 0 tensor ndarray torch.from_numpy"):
+        model.decode([z[0].numpy()])  # type: ignore[list-item]
+    with refuses("layer 1 tensor list"):
+        model.decode([z[0], z[1].tolist()])  # type: ignore[list-item]
     with refuses("num_images 1 0"):
         model.sample(0)
     with refuses("posterior images"):
@@ -211,6 +348,16 @@ def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
         ({1: 1.0, 14: 0.5}, "resolution 14 1, 7, 28"),
         ({7: 1.0}, "lowest 1"),
         (None, "number layer resolution NoneType"),
+        ("0.8", "number '0.8'"),
+        ("hot", "number 'hot'"),
+        (b"1", "number b'1'"),
+        (True, "number True"),
+        (["0.8", 0.8, 0.8], "number '0.8'"),
+        ([0.8, None, 0.8], "number NoneType"),
+        ({1: "0.8"}, "number '0.8'"),
+        (torch.zeros(3, 2), "number Tensor"),
+        (1j, "number complex"),
+        (1e39, "finite negative"),
     ],
 )
 def test_refuses_temperatures(model: VDVAE, temperature: Any, words: str) -> None:

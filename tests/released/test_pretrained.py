@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -117,6 +123,73 @@ def test_released_files_of_every_kind(tmp_path: Path, prefix: str, is_zip: bool,
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor.cpu(), weights[name].to(dtype).float())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        lambda name: f"_orig_mod.{name}",
+        lambda name: f"module._orig_mod.{name}",
+        lambda name: f"_orig_mod.module.{name}",
+        lambda name: f"module.module.{name}",
+        lambda name: re.sub(r"(blocks\.\d+|out_net)\.", r"\1._orig_mod.", name),
+        lambda name: "module." + re.sub(r"(blocks\.\d+)\.", r"\1._checkpoint_wrapped_module._orig_mod.", name),
+    ],
+)
+def test_names_that_wrappers_have_changed(tmp_path: Path, wrapped: Callable[[str], str], run: Path) -> None:
+    """In a file of weights, and in a checkpoint."""
+    weights = random_weights(str(TINY))
+    torch.save({wrapped(name): tensor for name, tensor in weights.items()}, tmp_path / "a.th")
+    model = vdvae.load_pretrained(tmp_path / "a.th", hps=str(TINY))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    path = run / "checkpoints/step-00000006.pt"
+    content = torch.load(path, weights_only=True)
+    expected = content["ema"]
+    content["ema"] = {wrapped(name): tensor for name, tensor in expected.items()}
+    torch.save(content, path)
+    assert all(torch.equal(t, expected[name]) for name, t in vdvae.load_pretrained(run).state_dict().items())
+
+
+def test_a_tensor_under_two_names_is_refused(tmp_path: Path) -> None:
+    weights = random_weights(str(TINY))
+    torch.save({**weights, "_orig_mod.decoder.gain": weights["decoder.gain"]}, tmp_path / "a.th")
+    with refuses("a.th two 'decoder.gain' '_orig_mod.decoder.gain'", UserError):
+        vdvae.load_pretrained(tmp_path / "a.th", hps=str(TINY))
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n"
+
+
+def archive(kind: str) -> bytes:
+    """An archive with a file of weights in it."""
+    buffer = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(buffer, "w") as file:
+            file.writestr("vdvae-model-ema.th", b"weights")
+    else:
+        with tarfile.open(fileobj=buffer, mode="w:gz" if kind == "tar.gz" else "w") as file_of_files:
+            file_of_files.addfile(tarfile.TarInfo("vdvae-model-ema.th"))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a-model-ema.th", "step-00000006.pt"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (LFS, "Git LFS pointer `git lfs pull`"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "web page download"),
+        (b"\n  <html>\n", "web page download"),
+        (b"<?xml version='1.0'?><Error><Code>BlobNotFound</Code></Error>", "web page download"),
+        (archive("zip"), "zip archive unpack"),
+        (archive("tar"), "tar archive unpack"),
+        (archive("tar.gz"), "compressed unpack"),
+        (safetensors.torch.save({"decoder.gain": torch.ones(1)}), "safetensors file torch.save"),
+    ],
+)
+def test_what_downloads_leave_in_the_place_of_a_file(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with refuses(f"{tmp_path / name} {words}", UserError):
+        vdvae.load_pretrained(tmp_path / name)
 
 
 def test_weights_get_the_layout_that_a_new_model_has(released: Path, tiny: vdvae_config.Config) -> None:
@@ -227,6 +300,9 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 
 def test_choices_that_mean_nothing_are_refused(run: Path, released: Path) -> None:
+    for path in (run, released):
+        with refuses("weights 'ema' 'model' 'raw'", UserError):
+            vdvae.load_pretrained(path, weights="raw")  # type: ignore[arg-type]
     with refuses("own configuration", UserError):
         vdvae.load_pretrained(run, hps="cifar10")
     with refuses("one set weights", UserError):

@@ -106,6 +106,32 @@ def test_a_skipped_update_leaves_everything_as_it_was(tiny: Config, poison: floa
     assert not torch.equal(before[0], snapshot(update)[0])
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_spoiled_from_outside_does_not_reach_the_ema(tiny: Config, poison: float) -> None:
+    """Every update is skipped then, and the EMA that a checkpoint keeps is the last good one, to the bit."""
+    update = make_update(tiny)
+    update(random_images(), 0)
+    before = [p.clone() for p in update.ema.model.parameters()]
+    update.model.encoder.in_conv.weight.data.view(-1)[0] = poison
+    for step in (1, 2):
+        update(random_images(), step)
+    report = update.report()
+    assert (report.skipped, report.nonfinite, report.skip_streak) == (2, 2, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, update.ema.model.parameters(), strict=True))
+    assert all(tensor.isfinite().all() for tensor in update.state_dict()["ema"].values())
+
+
+@pytest.mark.parametrize("applied", [0.0, 1.0])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_the_ema_follows_no_weight_that_is_not_finite(tiny: Config, poison: float, applied: float) -> None:
+    """Not even where an update counts as applied, as one that overflows does."""
+    ema = make_update(tiny).ema
+    ema._weights[0].view(-1)[0] = poison
+    before = [p.clone() for p in ema.model.parameters()]
+    ema.update(torch.tensor(applied))
+    assert all(torch.equal(a, b) for a, b in zip(before, ema.model.parameters(), strict=True))
+
+
 def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Config) -> None:
     """The scale cancels: with fp32 arithmetic inside, the step is that of fp32."""
     scale = make_update(tiny, precision="fp16").loss_scale

@@ -13,7 +13,7 @@ import yaml
 
 from vdvae.config.sections import Config
 from vdvae.errors import UserError, did_you_mean, user_path
-from vdvae.files import atomic_write
+from vdvae.files import atomic_write, check_is_itself
 from vdvae.model.config import ModelConfig
 
 INSTALLED = Path(__file__).resolve().parents[1] / "configs"
@@ -134,6 +134,7 @@ def _read_preset(name: str, seen: tuple[Path, ...] = ()) -> Values:
         )
     if path.resolve() in seen:
         raise UserError(f"{path}: its `base` leads back to itself")
+    check_is_itself(path)
     text = path.read_bytes()
     try:
         content = yaml.load(text, _Loader)

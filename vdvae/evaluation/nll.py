@@ -16,6 +16,7 @@ from vdvae.evaluation.active_units import ActiveUnits
 from vdvae.evaluation.batches import measured
 from vdvae.model.likelihood import Binning, Mixture
 from vdvae.model.vdvae import VDVAE
+from vdvae.runtime.precision import in_fp32
 from vdvae.runtime.processes import World
 
 UNIT_IMAGES = 1024
@@ -53,6 +54,7 @@ class ImportanceWeighted(NamedTuple):
     """Posterior samples per image."""
 
 
+@in_fp32()
 @torch.no_grad()
 def evaluate(
     model: VDVAE,
@@ -124,6 +126,7 @@ def evaluate(
     )
 
 
+@in_fp32()
 @torch.no_grad()
 def evaluate_importance_weighted(
     model: VDVAE,

@@ -73,6 +73,8 @@ class Recorded(Generic[Result]):
 
     def _call(self, arguments: tuple[Any, ...]) -> Result:
         inputs, generator = arguments[:-1], arguments[-1]
+        if not isinstance(generator, torch.Generator):
+            raise ValueError(f"a recorded function takes a torch.Generator last, not {type(generator).__name__}")
         leaves, structure = tree_flatten(inputs)
         kind = (structure, _ambient(self.device), *map(_kind, leaves))
         found = list(map(_place, self.watched()))
@@ -167,4 +169,5 @@ def _kind(value: object) -> object:
 def _ambient(device: torch.device) -> object:
     """The modes of PyTorch that change what a function does with its arguments."""
     autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast
+    products = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast, products

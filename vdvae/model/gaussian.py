@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 LOG_2PI = 1.8378770664093453
+LARGEST_EXPONENT = 80.0
+"""exp of it, 5.5e34, is finite in fp32, and so are products of it with the numbers that noise and pixels are."""
 
 
 class DiagonalGaussian(NamedTuple):
@@ -24,18 +26,23 @@ class DiagonalGaussian(NamedTuple):
 
     def sample(self, noise: Tensor, temperature: float = 1.0) -> Tensor:
         """mean + temperature * std * noise: reparameterised, so that gradients reach both parameters."""
-        return torch.addcmul(self.mean, torch.exp(self.log_std), noise, value=temperature)
+        return torch.addcmul(self.mean, finite_exp(self.log_std), noise, value=temperature)
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
         """KL(self || other) of each latent variable in nats, shape as the mean."""
-        difference = (self.mean - other.mean) * torch.exp(-other.log_std)
+        difference = (self.mean - other.mean) * finite_exp(-other.log_std)
         log_ratio = self.log_std - other.log_std
         return 0.5 * (torch.exp(2 * log_ratio) + difference.square() - 1) - log_ratio
 
     def log_density(self, z: Tensor) -> Tensor:
         """log N(z) of each latent variable in nats, shape as the mean."""
-        standardised = (z - self.mean) * torch.exp(-self.log_std)
+        standardised = (z - self.mean) * finite_exp(-self.log_std)
         return -0.5 * (standardised.square() + LOG_2PI) - self.log_std
+
+
+def finite_exp(x: Tensor) -> Tensor:
+    """exp(x), but never infinite, which times 0 is NaN."""
+    return torch.exp(x.clamp(max=LARGEST_EXPONENT))
 
 
 def full_precision(x: Tensor) -> Tensor:

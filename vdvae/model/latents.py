@@ -88,9 +88,8 @@ class LatentVariableModel(nn.Module):
         Raises:
             ValueError: arguments not as above.
         """
-        if samples < 1:
-            raise ValueError(f"samples must be at least 1, not {samples}")
-        images, sources = self.check(images), self.from_posterior(layers)
+        samples = arguments.check_count("samples", samples)
+        images, sources = self.check(images, generator), self.from_posterior(layers)
         features = self.encoder_features(images)
         weights = []
         for _ in range(samples):
@@ -127,7 +126,7 @@ class LatentVariableModel(nn.Module):
             raise ValueError(f"mode must be 'sample' or 'mean', not {mode!r}")
         layers = arguments.check_layers(layers, self.num_layers)
         temperatures = arguments.per_layer(0.0 if mode == "mean" else temperature, self.resolutions[:layers])
-        images = self.check(images)
+        images = self.check(images, generator)
         sources = self.from_posterior()[:layers]
         latents: list[Latent]
         _, latents = self.decoder(len(images), self.encoder_features(images), sources, temperatures, generator)
@@ -154,6 +153,8 @@ class LatentVariableModel(nn.Module):
         Raises:
             ValueError: arguments not as above.
         """
+        arguments.check_generator(generator)
+        arguments.check_weights(self.dtype)
         chosen = arguments.per_layer_sources(sources, self.latent_shapes, self.device, self.dtype)
         features = None
         if images is not None:
@@ -261,11 +262,14 @@ class LatentVariableModel(nn.Module):
         sources: list[Source] = ["posterior"] * layers
         return sources + ["prior"] * (self.num_layers - layers)
 
-    def check(self, images: Tensor) -> Tensor:
+    def check(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Images on the model's device.
 
         Raises:
-            ValueError: they are not uint8 `[B, C, H, W]` of the model's size.
+            ValueError: they are not uint8 `[B, C, H, W]` of the model's size, `generator` is something else, or the
+                weights are of half precision.
         """
+        arguments.check_generator(generator)
+        arguments.check_weights(self.dtype)
         arguments.check_images(images, self.config)
         return images.to(self.device)

@@ -7,7 +7,7 @@ What makes the model fast is not here, but in `vdvae.fast`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -234,8 +234,10 @@ class Decoder(nn.Module):
     def _noise(self, batch: int, resolution: int, generator: torch.Generator | None) -> Tensor:
         device = self.gain.device if generator is None else generator.device
         shape = (batch, self.config.zdim, resolution, resolution)
-        noise = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
-        return channels_last(noise.to(self.gain.device))
+        # A generator of None has no torch.compile for batches of any size.
+        given: dict[str, Any] = {} if generator is None else {"generator": generator}
+        noise = torch.randn(shape, device=device, dtype=torch.float32, **given)
+        return channels_last(noise.to(self.gain))
 
 
 class Terms(NamedTuple):
@@ -279,9 +281,9 @@ class VDVAE(LatentVariableModel):
         out-of-distribution detection.
 
         Raises:
-            ValueError: images or `layers` not as they must be.
+            ValueError: images, `generator` or `layers` not as they must be.
         """
-        images = self.check(images)
+        images = self.check(images, generator)
         features, ones = self.encoder_features(images), [1.0] * self.num_layers
         return self.terms(images, self.propagate(len(images), features, self.from_posterior(layers), ones, generator))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,17 @@ from vdvae.model.vdvae import VDVAE
 
 PARALLEL_PREFIX = "module."
 """Before every name in a -model.th, which was saved from inside DistributedDataParallel; not in a -model-ema.th."""
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+"""What wrappers put into names: DistributedDataParallel, torch.compile, activation checkpointing, FSDP."""
 SHOWN = 4
 """Differing tensors that a message names."""
 
 
 def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors of a released -model.th or -model-ema.th by their names in the model.
+    """The tensors of a released -model.th or -model-ema.th by their names in the model, without those of wrappers.
 
     Raises:
-        UserError: `content` is something else.
+        UserError: `content` is something else, or has two tensors of one name.
     """
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path} holds no named tensors; give a run directory, a checkpoint or a released .th file")
@@ -34,7 +37,13 @@ def named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
             raise UserError(
                 f"{path} is neither a checkpoint nor released weights: {name!r} in it is {found}, not floats"
             )
-    return {name.removeprefix(PARALLEL_PREFIX): tensor for name, tensor in content.items()}
+    named: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        own = WRAPPERS.sub("", name)
+        if own in named:
+            raise UserError(f"{path} has two tensors {own!r}, one of them as {name!r}; it should have each once")
+        named[own] = tensor
+    return named
 
 
 def recognise(tensors: dict[str, Tensor], path: Path) -> str:

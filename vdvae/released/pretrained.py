@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,6 +86,8 @@ def find_pretrained(
     path: str | Path, hps: str | Path | ModelConfig | None = None, weights: Weights | None = None
 ) -> Pretrained:
     """Reads weights and finds out what they belong to; arguments as for `load_pretrained`."""
+    if weights not in (None, *get_args(Weights)):
+        raise UserError(f"weights must be {' or '.join(map(repr, get_args(Weights)))}, not {weights!r}")
     path = user_path(path)
     check_there(path)
     if path.is_dir():

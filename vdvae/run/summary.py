@@ -14,12 +14,14 @@ from vdvae.files import from_here
 from vdvae.model.vdvae import VDVAE
 from vdvae.run.directory import RunDirectory
 from vdvae.run.log import RunLog, warn_where_unwritten
+from vdvae.runtime.precision import in_fp32
 
 MOST_PIXELS = 1 << 20
 """In a row of pictures: 8 images of 256 pixels, and 1 of 1024. 8 of those are 120 passes through the model of
 configs/ffhq1024.yaml, 90 TFLOP: half an hour on two cores, while other processes wait `train.timeout_minutes`."""
 
 
+@in_fp32()
 def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
     """Samples, and reconstructions of validation images, as PNG files and in TensorBoard: `columns` of each in a row,
     or what `MOST_PIXELS` leaves.

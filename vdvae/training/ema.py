@@ -26,7 +26,23 @@ class EMA:
 
     @torch.no_grad()
     def update(self, applied: Tensor) -> None:
-        """Moves towards the model's weights if `applied` is 1, not if it is 0: a number on the device."""
-        ways = torch._foreach_sub(self._weights, self._ema_weights)
-        torch._foreach_mul_(ways, applied * (1 - self.decay))
-        torch._foreach_add_(self._ema_weights, ways)
+        """Moves towards the model's weights if `applied` is 1, a number on the device. If it is 0, or if one of those
+        weights is not finite, all stay as they are, to the bit.
+        """
+        ways = torch._foreach_sub(self._ema_weights, self._weights)
+        stay = 1 - applied
+        torch._amp_foreach_non_finite_check_and_unscale_(ways, stay, torch.ones_like(stay))
+        # A step of SGD against the ways: of what works on many tensors at once, the one that `stay` can hold back.
+        torch._fused_sgd_(
+            self._ema_weights,
+            ways,
+            [],
+            lr=1 - self.decay,
+            momentum=0.0,
+            weight_decay=0.0,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            is_first_step=False,
+            found_inf=stay,
+        )
