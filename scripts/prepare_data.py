@@ -14,7 +14,7 @@ from pathlib import Path
 from vdvae.command_line import add_fitting
 from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
-from vdvae.data.prepare.folder import FolderOptions, prepare_folder
+from vdvae.data.prepare.folder import FolderOptions, drawn, prepare_folder
 from vdvae.data.prepare.fragment import BASE, check_fragment, write_fragment
 from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
@@ -55,7 +55,9 @@ def command_line() -> CommandLine:
     folder.add_argument("--name", required=True, help="name of the set")
     folder.add_argument("--size", type=int, help="pixels that larger images are scaled down to; default: as they are")
     add_fitting(folder)
-    folder.add_argument("--seed", type=int, default=0, help="seed of the split, where no folders are the splits")
+    skip = "leave out and list images that cannot be taken, as damaged, small or transparent ones; default: refuse all"
+    folder.add_argument("--skip_bad", action="store_true", help=skip)
+    folder.add_argument("--seed", type=int, default=0, help="seed of the splits that are no folders")
     folder.add_argument("--held_out", type=float, default=0.1, help="share of validation and test images together")
     folder.add_argument("--bits", type=int, default=8, help="bits at which the NLL is measured")
     folder.add_argument("--config", type=Path, metavar="FILE", help="preset to write; default: configs/NAME.yaml")
@@ -71,19 +73,21 @@ def prepare_own(args: argparse.Namespace) -> None:
     config = args.config or PRESETS / f"{args.name}.yaml"
     check_fragment(config)
     crop = args.crop is not None
-    options = FolderOptions(args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits)
+    options = FolderOptions(
+        args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits, args.skip_bad
+    )
     manifest, before = prepare_folder(args.source, args.to, options)
     write_fragment(manifest, args.to, config)
-    print_summary(manifest, before, args.to)
+    print_summary(manifest, before, args.to, drawn(manifest))
     hps = args.name if config.parent == PRESETS else config
     shown = config.relative_to(Path.cwd()) if config.is_relative_to(Path.cwd()) else config
     print(f"{shown}: for python train.py --hps {BASE},{hps}")
 
 
-def print_summary(manifest: Manifest, before: bool, root: Path) -> None:
+def print_summary(manifest: Manifest, before: bool, root: Path, more: str = "") -> None:
     """Prints where a set is, and what it has."""
     already = "prepared before; " if before else ""
-    print(f"{root / manifest.name}: {already}{manifest}, {counts(manifest)}")
+    print(f"{root / manifest.name}: {already}{manifest}, {counts(manifest)}{more}")
 
 
 def counts(manifest: Manifest) -> str:

@@ -63,7 +63,7 @@ OTHERS = {
     b"<": "a web page or SVG",
 }
 """What else people have under the name of an image, by the bytes that it begins with."""
-BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIC"}
+BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIF"}
 """The same where `ftyp` and one of these follow."""
 TURNS: dict[int, Callable[[Array], Array]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -152,11 +152,12 @@ def refuse_bad(bad: Mapping[str, str], total: int) -> None:
         total: number of images.
     """
     reasons = list(bad.values())
+    remedy = " or add --skip_bad to leave out such images" if len(bad) < total else ""
     if len(reasons) == 1:
-        raise UserError(f"{reasons[0]}. Or add --skip_bad, which leaves it out")
+        raise UserError(f"{reasons[0]}{remedy and ';'}{remedy}")
     if reasons:
         more = [f"and {len(reasons) - MOST_LINES:,} more"] if len(reasons) > MOST_LINES else []
-        told = f"{len(reasons):,} of {total:,} images cannot be taken; mend them, or add --skip_bad to leave them out:"
+        told = f"{len(reasons):,} of {total:,} images cannot be taken; mend them{remedy}:"
         raise UserError(told, (*reasons[:MOST_LINES], *more))
 
 
@@ -199,9 +200,14 @@ def read_fitted(source: Path | bytes, name: str, size: int, crop: bool, channels
             is wanted.
     """
     pixels = fit(read_picture(source, name, background), size, crop, name)
-    if pixels.shape[-1] > channels:
-        raise UserError(f"{name} is in colour, and {channels} channel is wanted; convert it to gray")
+    check_channels(pixels.shape[-1], channels, name)
     return np.repeat(pixels, channels, -1) if pixels.shape[-1] < channels else pixels
+
+
+def check_channels(found: int, wanted: int, name: str) -> None:
+    """Raises `UserError` where an image in colour is to have one channel."""
+    if found > wanted:
+        raise UserError(f"{name} is in colour, and {wanted} channel is wanted; convert it to gray")
 
 
 def check_fits(header: Header, size: int, crop: bool, name: str, remedy: str = "give a larger image") -> None:
