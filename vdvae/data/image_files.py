@@ -348,7 +348,7 @@ def _through_palette(image: ImageFile, indices: Array, key: int | bytes | None) 
         opacity[key] = 0
     elif key is not None:
         opacity[: len(key), 0] = np.frombuffer(key, np.uint8)
-    used = np.bincount(indices.ravel(), minlength=256) > 0
+    used = np.array(image.histogram()) > 0
     shown = colours[used & (opacity[:, 0] > 0)]
     channels = 1 if (shown == shown[:, :1]).all() else 3
     return colours[:, :channels][indices], None if key is None else opacity[indices]
@@ -359,8 +359,11 @@ def _without_alpha(pixels: Array, alpha: Array, name: str, background: int | Non
         return pixels
     if background is None:
         raise UserError(f"{name} is partly transparent; --background white (or black) puts a colour behind it")
-    opacity = alpha / 255.0
-    return np.round(pixels * opacity + background * (1 - opacity)).astype(np.uint8)
+    shown = np.empty_like(pixels)
+    for row, (colours, levels) in enumerate(zip(pixels, alpha, strict=True)):  # float64 of all would be large
+        opacity = levels / 255.0
+        shown[row] = np.round(colours * opacity + background * (1 - opacity))
+    return shown
 
 
 def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
