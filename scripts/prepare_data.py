@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import torch
+
 from vdvae.command_line import add_fitting
 from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
@@ -50,7 +52,8 @@ def command_line() -> CommandLine:
         official.add_argument("--from", dest="given", nargs="+", default=[], metavar="PATH", help=given)
         official.add_argument("--partial", action="store_true", help="accept a part of the set, and say so in results")
     folder = sets.add_parser("folder", help="prepare a folder of your own images")
-    source = "folder of PNG, JPEG, WebP and BMP files, at any depth; folders train, valid and test in it are the splits"
+    source = "folder of PNG, JPEG, WebP and BMP files, at any depth; folders train, valid and test at its top, in "
+    source += "any usual spelling, are the splits"
     folder.add_argument("source", type=Path, metavar="SRC", help=source)
     folder.add_argument("--name", required=True, help="name of the set")
     folder.add_argument("--size", type=int, help="pixels that larger images are scaled down to; default: as they are")
@@ -70,6 +73,7 @@ def command_line() -> CommandLine:
 
 def prepare_own(args: argparse.Namespace) -> None:
     """Prepares a folder of images, and writes the preset that goes with it."""
+    torch.set_num_threads(1)  # scaling one image is so little that threads mostly wait for each other
     config = args.config or PRESETS / f"{args.name}.yaml"
     check_fragment(config)
     crop = args.crop is not None
