@@ -12,10 +12,12 @@ import shlex
 import sys
 from pathlib import Path
 
+import torch
+
 from vdvae.command_line import add_fitting
 from vdvae.config import PRESETS, DataConfig
 from vdvae.data.manifest import Manifest
-from vdvae.data.prepare.folder import FolderOptions, prepare_folder
+from vdvae.data.prepare.folder import FolderOptions, drawn, prepare_folder
 from vdvae.data.prepare.fragment import BASE, check_fragment, is_checkouts, write_fragment
 from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
@@ -54,12 +56,15 @@ def command_line() -> CommandLine:
         official.add_argument("--from", dest="given", nargs="+", default=[], metavar="PATH", help=given)
         official.add_argument("--partial", action="store_true", help="accept a part of the set, and say so in results")
     folder = sets.add_parser("folder", help="prepare a folder of your own images")
-    source = "folder of PNG, JPEG, WebP and BMP files, at any depth; folders train, valid and test in it are the splits"
+    source = "folder of PNG, JPEG, WebP and BMP files, at any depth; folders train, valid and test at its top, in "
+    source += "any usual spelling, are the splits"
     folder.add_argument("source", type=Path, metavar="SRC", help=source)
     folder.add_argument("--name", required=True, help="name of the set")
     folder.add_argument("--size", type=int, help="pixels that larger images are scaled down to; default: as they are")
     add_fitting(folder)
-    folder.add_argument("--seed", type=int, default=0, help="seed of the split, where no folders are the splits")
+    skip = "leave out and list images that cannot be taken, as damaged, small or transparent ones; default: refuse all"
+    folder.add_argument("--skip_bad", action="store_true", help=skip)
+    folder.add_argument("--seed", type=int, default=0, help="seed of the splits that are no folders")
     folder.add_argument("--held_out", type=float, default=0.1, help="share of validation and test images together")
     folder.add_argument("--bits", type=int, default=8, help="bits at which the NLL is measured")
     folder.add_argument("--config", type=Path, metavar="FILE", help="preset to write; default: configs/NAME.yaml")
@@ -72,13 +77,16 @@ def command_line() -> CommandLine:
 
 def prepare_own(args: argparse.Namespace) -> None:
     """Prepares a folder of images, and writes the preset that goes with it."""
+    torch.set_num_threads(1)  # scaling one image is so little that threads mostly wait for each other
     config = args.config or PRESETS / f"{args.name}.yaml"
     check_fragment(config)
     crop = args.crop is not None
-    options = FolderOptions(args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits)
+    options = FolderOptions(
+        args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits, args.skip_bad
+    )
     manifest, before = prepare_folder(args.source, args.to, options)
     write_fragment(manifest, args.to, config)
-    print_summary(manifest, before, args.to)
+    print_summary(manifest, before, args.to, drawn(manifest))
     hps = config.stem if config.parent == PRESETS else config
     command = ["python", str(from_here(TRAIN)), "--hps", f"{BASE},{hps}"]
     if is_checkouts(args.to) and not is_default(args.to):  # then the preset does not say where the set is
@@ -91,10 +99,10 @@ def is_default(root: Path) -> bool:
     return root.resolve() == Path(DataConfig.root).resolve()
 
 
-def print_summary(manifest: Manifest, before: bool, root: Path) -> None:
+def print_summary(manifest: Manifest, before: bool, root: Path, more: str = "") -> None:
     """Prints where a set is, and what it has."""
     already = "prepared before; " if before else ""
-    print(f"{root / manifest.name}: {already}{manifest}, {counts(manifest)}")
+    print(f"{root / manifest.name}: {already}{manifest}, {counts(manifest)}{more}")
 
 
 def counts(manifest: Manifest) -> str:

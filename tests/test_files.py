@@ -65,6 +65,17 @@ def test_bad_files(tmp_path: Path) -> None:
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
     with refuses("a.npz `git lfs pull`", UserError):
         open_npz(path, "rows")
+    for rows, words in (
+        (np.asfortranarray(ROWS), "Fortran order ascontiguousarray"),
+        (ROWS[:0], "no rows [0, 3, 2]"),
+        (np.float32(1), "no rows []"),
+    ):
+        np.savez(path, rows=rows)
+        with refuses(f"rows in a.npz {words}", UserError):
+            open_npz(path, "rows")
+    path.write_bytes(b"")
+    with refuses("a.npz is empty", UserError):
+        open_npz(path, "rows")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("rows.npy", b"no array")
     with refuses("a.npz damaged", UserError):

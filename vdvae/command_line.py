@@ -50,6 +50,8 @@ class ModelCommandLine(CommandLine):
             help=f"image files and folders, or one .npy or .npz (arr_0) of uint8 [N, H, W, C]{default}",
         )
         add_fitting(self)
+        skip = "leave out image files that cannot be taken, and list them; default: refuse all"
+        self.add_argument("--skip_bad", action="store_true", help=skip)
 
     def add_layers(self) -> None:
         """How many layers, for `layers_of`: said in one of two ways."""
@@ -96,7 +98,7 @@ def open_model(args: argparse.Namespace, found: Pretrained | None = None) -> VDV
 
 def open_images(args: argparse.Namespace, config: ModelConfig) -> tuple[Split, list[str]]:
     """The images that `add_images` was told, and a name for each; errors as for `open_inputs`."""
-    return open_inputs(args.images, config, args.crop is not None, args.background)
+    return open_inputs(args.images, config, args.crop is not None, args.background, args.skip_bad)
 
 
 def layers_of(args: argparse.Namespace, model: VDVAE) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,16 @@ from vdvae.streams import lose_text_not_work
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done; the message says what and what to do instead."""
+    """Something the user asked for cannot be done; the message says what and what to do instead. Where much is at
+    fault, `lines` lists it, below the message.
+    """
+
+    def __init__(self, message: str = "", lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.lines = lines
+
+    def __str__(self) -> str:
+        return "\n".join((super().__str__(), *self.lines))
 
 
 @contextmanager
@@ -29,8 +38,7 @@ def exit_on_user_error() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         if is_first():
-            message = " ".join(str(error).split())
-            print(f"error: {message}", file=sys.stderr)
+            print(f"error: {_told(error)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -40,8 +48,20 @@ def exit_on_bad_image() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_told(error)}", file=sys.stderr)
         sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """A text in one line that can be printed, whatever a file in it is called."""
+    return " ".join(text.split()).encode(errors="backslashreplace").decode()
+
+
+def _told(error: Exception) -> str:
+    """The message, and below it what is listed, a line for each."""
+    lines = error.lines if isinstance(error, UserError) else ()
+    message = str(error) if not lines else str(error.args[0])
+    return "\n  ".join(map(one_line, (message, *lines)))
 
 
 def user_path(path: str | Path) -> Path:

@@ -138,7 +138,7 @@ class NpzArray(NamedTuple):
         row = int(np.prod(self.shape[1:])) * self.dtype.itemsize
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as file:
-                _header(file)
+                read_array_header(file)
                 for first in range(0, self.shape[0], rows):
                     count = min(rows, self.shape[0] - first)
                     pixels = file.read(count * row)
@@ -151,28 +151,42 @@ def open_npz(path: Path, name: str) -> NpzArray:
     """Finds an array in an .npz without reading its values.
 
     Raises:
-        UserError: no such file or array in it, or one with Python objects.
+        UserError: no such file or array in it, or one that cannot be read by rows.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path}")
     check_is_itself(path)
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty; write or copy it again")
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{name}.npy") as file:
-            shape, dtype = _header(file)
+            shape, is_fortran, dtype = read_array_header(file)
     except KeyError as error:
         raise UserError(f"{path} has no array {name!r}") from error
     except DAMAGED as error:
         raise UserError(f"{path} is cut off, damaged, or no .npz: {error}") from error
+    if dtype.hasobject:
+        raise UserError(f"{name} in {path} holds Python objects, which are not read; save plain numbers")
+    if is_fortran:
+        raise UserError(f"{name} in {path} is stored in Fortran order; save numpy.ascontiguousarray of it")
+    if 0 in shape or not shape:
+        raise UserError(f"{name} in {path} has no rows: its shape is {list(shape)}")
     return NpzArray(path, name, shape, dtype)
 
 
-def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def read_array_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """The shape of the .npy that begins where a file is, whether it is in Fortran order, and its numbers' type; then
+    the file is where its numbers begin.
+
+    Raises:
+        ValueError: it is no .npy, or damaged.
+    """
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, is_fortran, dtype = read(file)
-    if is_fortran or dtype.hasobject or not shape:
-        raise ValueError("it holds Python objects, columns first, or a single number")
-    return shape, dtype
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version in ((2, 0), (3, 0)):  # which differ in the names of fields alone
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"nobody knows version {version} of .npy")
 
 
 def _is_plain_zip(path: Path) -> bool:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import io
+import os
+import random
+import struct
+import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 
 from tests.conftest import refuses
 from vdvae.data.image_files import Header, fit, read_header, read_picture
@@ -38,7 +44,112 @@ def palette_png(**options: Any) -> bytes:
     return content.getvalue()
 
 
-EXACT: dict[str, tuple[bytes, Images]] = {
+def chunk(kind: bytes, content: bytes) -> bytes:
+    body = kind + content
+    return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def raw_png(rows: Any, depth: int, colour_type: int, before: bytes = b"", after: bytes = b"") -> bytes:
+    """A PNG of samples [H, W, C] as they stand in the file, with chunks before and after the pixels."""
+    rows = np.asarray(rows)
+    h, w = rows.shape[:2]
+    if depth == 16:
+        lines = [row.astype(">u2").tobytes() for row in rows]
+    else:
+        bits = np.unpackbits(rows.astype(np.uint8)[..., None], axis=-1)[..., 8 - depth :]  # [H, W, C, depth]
+        lines = [np.packbits(row).tobytes() for row in bits.reshape(h, -1)]
+    return png_of(b"".join(b"\0" + line for line in lines), w, h, depth, colour_type, before, after)
+
+
+def png_of(
+    lines: bytes, width: int, height: int, depth: int, colour_type: int, before: bytes = b"", after: bytes = b""
+) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0))
+    pixels = chunk(b"IDAT", zlib.compress(lines, 1))
+    return PngImagePlugin._MAGIC + header + before + pixels + after + chunk(b"IEND", b"")
+
+
+def trns(*values: int) -> bytes:
+    return chunk(b"tRNS", struct.pack(f">{len(values)}H", *values))
+
+
+DEEP_COLOUR = RNG.integers(0, 65536, (6, 9, 3), np.uint16)
+DEEP_ALPHA = RNG.integers(256, 65536, (6, 9, 1), np.uint16)
+LEVELS = np.arange(54).reshape(6, 9, 1)
+GRAY_PALETTE = chunk(b"PLTE", bytes(np.repeat(np.arange(0, 256, 17), 3).tolist()))
+TINTED_PALETTE = chunk(b"PLTE", bytes([*np.repeat(np.arange(0, 255, 17), 3).tolist(), 200, 10, 10]))
+"""Of which entry 15 is a colour."""
+
+
+def over_gray(pixels: Any, is_transparent: Any) -> Images:
+    """With gray 7 where it is transparent."""
+    return np.where(is_transparent, 7, pixels).astype(np.uint8)
+
+
+TRANSPARENT: dict[str, tuple[bytes, Images]] = {
+    "16-bit gray, one level": (
+        raw_png(DEEP[..., None], 16, 0, trns(int(DEEP[2, 3]))),
+        over_gray(DEEP[..., None] >> 8, DEEP[..., None] == DEEP[2, 3]),
+    ),
+    "8-bit gray, one level": (raw_png(GRAY, 8, 0, trns(int(GRAY[2, 3, 0]))), over_gray(GRAY, GRAY[2, 3] == GRAY)),
+    "4-bit gray, one level": (raw_png(LEVELS % 16, 4, 0, trns(5)), over_gray(LEVELS % 16 * 17, LEVELS % 16 == 5)),
+    "2-bit gray, one level": (raw_png(LEVELS % 4, 2, 0, trns(2)), over_gray(LEVELS % 4 * 85, LEVELS % 4 == 2)),
+    "1-bit gray, one level": (raw_png(LEVELS % 2, 1, 0, trns(1)), over_gray(LEVELS % 2 * 255, LEVELS % 2 == 1)),
+    "8-bit colour, one colour": (
+        raw_png(COLOUR, 8, 2, trns(*COLOUR[2, 3].tolist())),
+        over_gray(COLOUR, (COLOUR[2, 3] == COLOUR).all(-1, keepdims=True)),
+    ),
+    "16-bit colour, one colour": (
+        raw_png(DEEP_COLOUR, 16, 2, trns(*DEEP_COLOUR[2, 3].tolist())),
+        over_gray(DEEP_COLOUR >> 8, (DEEP_COLOUR[2, 3] == DEEP_COLOUR).all(-1, keepdims=True)),
+    ),
+    "gray palette": (
+        raw_png(LEVELS % 16, 4, 3, GRAY_PALETTE + chunk(b"tRNS", bytes([255, 0]))),
+        over_gray(LEVELS % 16 * 17, LEVELS % 16 == 1),
+    ),
+    "gray palette, with a colour that does not show": (
+        raw_png(LEVELS % 16, 4, 3, TINTED_PALETTE + chunk(b"tRNS", bytes([255] * 15 + [0]))),
+        over_gray(LEVELS % 16 * 17, LEVELS % 16 == 15),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_transparent_levels_and_colours_are_honoured(kind: str) -> None:
+    """Compared in the file's own bits, of which Pillow keeps 8; pixels beside them are as they are without."""
+    content, pixels = TRANSPARENT[kind]
+    assert np.array_equal(read_picture(content, kind, background=7), pixels)
+    assert read_header(content, kind) == pixels.shape
+    with refuses("a.png transparent --background", UserError):
+        read_picture(content, "a.png")
+
+
+DEEP_RGBA = np.concatenate([DEEP_COLOUR, DEEP_ALPHA], -1)
+DEEP_GRAY_ALPHA = DEEP_RGBA[..., 2:]
+
+
+@pytest.mark.parametrize(("colour_type", "rows"), [(4, DEEP_GRAY_ALPHA), (6, DEEP_RGBA)])
+def test_sixteen_bits_with_alpha(colour_type: int, rows: Any) -> None:
+    content, upper = raw_png(rows, 16, colour_type), rows >> 8
+    a = upper[..., -1:] / 255
+    assert np.array_equal(read_picture(content, "x", 7), np.round(upper[..., :-1] * a + 7 * (1 - a)))
+    assert read_header(content, "x") == (*rows.shape[:2], rows.shape[-1] - 1)
+
+
+def test_an_unused_transparent_level_changes_nothing() -> None:
+    unused = next(level for level in range(65536) if level not in DEEP)
+    assert np.array_equal(read_picture(raw_png(DEEP[..., None], 16, 0, trns(unused)), "x"), DEEP[..., None] >> 8)
+
+
+def bmp_palette(colours: list[int]) -> bytes:
+    image = Image.fromarray((LEVELS[..., 0] % 16).astype(np.uint8), "P")
+    image.putpalette(colours)
+    content = io.BytesIO()
+    image.save(content, "BMP")
+    return content.getvalue()
+
+
+EXACT: dict[str, tuple[bytes, NDArray[Any]]] = {
     "PNG": (encoded(COLOUR), COLOUR),
     "BMP": (encoded(COLOUR, "BMP"), COLOUR),
     "lossless WebP": (encoded(COLOUR, "WEBP", lossless=True), COLOUR),
@@ -48,6 +159,29 @@ EXACT: dict[str, tuple[bytes, Images]] = {
     "16 bits, the upper 8 of them": (encoded(DEEP), (DEEP >> 8)[..., None].astype(np.uint8)),
     "opaque alpha": (encoded(np.concatenate([COLOUR, 0 * ALPHA + 255], -1)), COLOUR),
     "opaque gray alpha": (encoded(np.concatenate([GRAY, 0 * ALPHA + 255], -1)), GRAY),
+    "16 bits and opaque alpha": (raw_png(np.stack([DEEP, 0 * DEEP + 65535], -1), 16, 4), DEEP[..., None] >> 8),
+    "16-bit colour": (raw_png(DEEP_COLOUR, 16, 2), DEEP_COLOUR >> 8),
+    "16-bit colour and opaque alpha": (
+        raw_png(np.concatenate([DEEP_COLOUR, 0 * DEEP_ALPHA + 65535], -1), 16, 6),
+        DEEP_COLOUR >> 8,
+    ),
+    "4-bit gray": (raw_png(LEVELS % 16, 4, 0), LEVELS % 16 * 17),
+    "2-bit gray": (raw_png(LEVELS % 4, 2, 0), LEVELS % 4 * 85),
+    "gray palette": (raw_png(LEVELS % 16, 4, 3, GRAY_PALETTE), LEVELS % 16 * 17),
+    "palette whose colours are not used": (raw_png(LEVELS % 15, 4, 3, TINTED_PALETTE), LEVELS % 15 * 17),
+    "palette with one colour in use": (
+        raw_png(LEVELS % 16, 4, 3, TINTED_PALETTE),
+        np.where(LEVELS % 16 == 15, [200, 10, 10], LEVELS % 16 * 17),
+    ),
+    "BMP with a gray palette": (bmp_palette([255 - i // 3 for i in range(48)]), 255 - LEVELS % 16),
+    "BMP with a palette of colours": (
+        bmp_palette([i if i % 3 else 99 for i in range(48)]),
+        np.stack([99 + 0 * LEVELS, LEVELS % 16 * 3 + 1, LEVELS % 16 * 3 + 2], 3)[:, :, 0],
+    ),
+    "WebP with opaque alpha": (
+        encoded(np.concatenate([COLOUR, 0 * ALPHA + 255], -1), "WEBP", lossless=True),
+        COLOUR,
+    ),
 }
 
 
@@ -97,9 +231,21 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     ),
     "truncated": (encoded(COLOUR)[:-60], "damaged"),
     "truncated JPEG": (encoded(COLOUR, "JPEG")[:-60], "damaged"),
-    "a header only": (encoded(COLOUR)[:20], "no image"),
-    "text": (b"hello", "no image"),
-    "empty": (b"", "no image"),
+    "truncated WebP": (encoded(COLOUR, "WEBP")[:-60], "damaged"),
+    "truncated BMP": (encoded(COLOUR, "BMP")[:-60], "damaged"),
+    "truncated palette": (palette_png()[:-40], "damaged"),
+    "a header only": (encoded(COLOUR)[:20], "damaged"),
+    "text": (b"hello", "no image PNG JPEG WebP BMP"),
+    "empty": (b"", "no image empty"),
+    "zeros": (bytes(9000), "no image zeros"),
+    "GIF": (encoded(GRAY, "GIF"), "no image GIF"),
+    "TIFF": (encoded(COLOUR, "TIFF"), "no image TIFF"),
+    "AVIF": (encoded(COLOUR, "AVIF"), "no image AVIF"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40), "no image HEIC"),
+    "web page": (b"\n<!DOCTYPE html>\n<html>", "no image web page"),
+    "LFS pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a", "no image Git LFS pointer"),
+    "animated PNG": (encoded(COLOUR, save_all=True, append_images=[Image.fromarray(255 - COLOUR)]), "animated"),
+    "more than a gigapixel": (png_of(b"", 40_000, 40_000, 8, 2), "1,600 megapixels 1,000"),
 }
 
 
@@ -133,3 +279,115 @@ def test_fit_takes_the_middle_and_keeps_the_mean() -> None:
 def test_what_does_not_fit(crop: bool, size: int, words: str) -> None:
     with refuses(words, UserError):
         fit(np.zeros((64, 100, 3), np.uint8), size, crop, "x")
+
+
+EXIF_BEGIN = b"Exif\0\0"
+
+
+def exif_with(kind: int, count: int, value: bytes) -> bytes:
+    """EXIF whose orientation is stored with that type of TIFF."""
+    return EXIF_BEGIN + b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHI", 0x0112, kind, count) + value + bytes(20)
+
+
+ODD_EXIF = {
+    "text": exif_with(2, 2, b"6\0\0\0"),
+    "0": exif_with(3, 1, b"\0\0\0\0"),
+    "9": exif_with(3, 1, b"\0\x09\0\0"),
+    "rational": exif_with(5, 1, b"\0\0\0\x1a"),
+    "several": exif_with(3, 2, b"\0\6\0\6"),
+    "broken": EXIF_BEGIN + b"MM\0*\0\0\0\x08\0\x09",
+    "no EXIF at all": EXIF_BEGIN + b"garbage",
+    "empty": EXIF_BEGIN,
+}
+
+
+@pytest.mark.parametrize("kind", ODD_EXIF)
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_orientations_that_are_none_are_ignored(kind: str, form: str) -> None:
+    content = encoded(COLOUR, form, exif=ODD_EXIF[kind])
+    assert read_header(content, "x") == (6, 9, 3)
+    assert read_picture(content, "x").shape == (6, 9, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("behind", [False, True])
+def test_every_orientation(orientation: int, behind: bool) -> None:
+    """The mark at the top left of the camera's sensor stands where EXIF says; PNGs may say so behind their pixels."""
+    sensor = np.zeros((4, 6, 1), np.uint8)
+    sensor[0, 0], sensor[0, 5] = 100, 200
+    exif = chunk(b"eXIf", exif_with(3, 1, bytes([0, orientation, 0, 0]))[6:])
+    content = raw_png(sensor, 8, 0, *((b"", exif) if behind else (exif, b"")))
+    upright = read_picture(content, "x")[..., 0]
+    places = [(0, 0), (0, -1), (-1, -1), (-1, 0), (0, 0), (0, -1), (-1, -1), (-1, 0)]
+    others = [(0, -1), (0, 0), (-1, 0), (-1, -1), (-1, 0), (-1, -1), (0, -1), (0, 0)]
+    assert upright[places[orientation - 1]] == 100
+    assert upright[others[orientation - 1]] == 200
+    assert read_header(content, "x")[:2] == upright.shape
+
+
+def test_a_camera_jpeg_with_a_preview_is_its_first_picture() -> None:
+    smooth = np.linspace(0, 200, 24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
+    preview = Image.fromarray(smooth[::4, ::4])
+    content = encoded(smooth, "MPO", save_all=True, append_images=[preview], quality=95)
+    assert Image.open(io.BytesIO(content)).format == "MPO"
+    assert read_header(content, "x") == (24, 32, 3)
+    assert np.array_equal(read_picture(content, "x"), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP", "tEXt"])
+@pytest.mark.parametrize("behind", [False, True])
+def test_long_texts_and_profiles_are_no_damage(kind: str, behind: bool) -> None:
+    """Pillow refuses more than a megabyte, or 64 of them together."""
+    zeros = zlib.compress(bytes(3 << 20))
+    long = {
+        "zTXt": chunk(b"zTXt", b"a\0\0" + zeros),
+        "iTXt": chunk(b"iTXt", b"a\0\1\0\0\0" + zeros),
+        "iCCP": chunk(b"iCCP", b"a\0\0" + zeros),
+        "tEXt": chunk(b"tEXt", b"a\0" + b"x" * (65 << 20)),
+    }[kind]
+    content = raw_png(COLOUR, 8, 2, *((b"", long) if behind else (long, b"")))
+    assert read_header(content, "x") == (6, 9, 3)
+    assert np.array_equal(read_picture(content, "x"), COLOUR)
+
+
+def test_a_photo_of_200_megapixels() -> None:
+    """Without a warning, and Pillow's limits are what they were."""
+    limits = (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+    content = png_of(bytes(20_000 * 1251 - 1) + b"\1", 10_000, 20_000, 1, 0)
+    assert read_header(content, "x") == (20_000, 10_000, 1)
+    assert int(read_picture(content, "x").sum(dtype=np.int64)) == 255
+    assert limits == (Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+def test_what_cannot_be_opened(tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to("nowhere")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, words in (
+        ("folder.png", "folder"),
+        ("link.png", "link to nowhere not there"),
+        ("loop.png", "symbolic links"),
+        ("pipe.png", "no regular file"),
+        ("none.png", "missing"),
+    ):
+        with refuses(f"{name} {words}", UserError):
+            read_header(tmp_path / name, name)
+
+
+def test_any_damage_is_told_in_words() -> None:
+    """Nothing but `UserError`, whatever bytes are changed."""
+    contents = [content for content, _ in (*EXACT.values(), *TRANSPARENT.values())]
+    contents += [encoded(COLOUR, "JPEG", exif=exif) for exif in ODD_EXIF.values()]
+    random.seed(0)
+    for content in contents * 4:
+        damaged = bytearray(content)
+        for _ in range(3):
+            damaged[random.randrange(len(damaged))] = random.randrange(256)
+        for read in (read_header, read_picture):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF and animations
+                try:
+                    read(bytes(damaged), "x")
+                except UserError as error:
+                    assert str(error).startswith("x ")

@@ -41,6 +41,12 @@ def test_arrays(kind: str, tmp_path: Path, tiny: Config) -> None:
     assert np.array_equal(split.read(np.arange(5))[..., 0], GRAY)
 
 
+def test_fortran_order_in_an_npz(tmp_path: Path, tiny: Config) -> None:
+    np.savez(tmp_path / "images.npz", np.asfortranarray(GRAY[..., None]))
+    split, _ = open_inputs([tmp_path / "images.npz"], tiny.model)
+    assert np.array_equal(split.read(np.arange(5))[..., 0], GRAY)
+
+
 def test_larger_and_gray_ones_are_fitted(folder: Path, tiny: Config) -> None:
     model = replace(tiny.model, image_channels=3, image_size=14, enc_blocks="14d14,1x1", dec_blocks="1x1,14m1")
     assert open_inputs([folder], model)[0].read(np.arange(2)).shape == (2, 14, 14, 3)
@@ -58,9 +64,34 @@ def test_bad_images(folder: Path, tmp_path: Path, tiny: Config) -> None:
         "size.npz": (np.zeros((2, 32, 32, 1), np.uint8), "size.npz [32, 32, 1] [28, 28, 1]"),
         "channels.npz": (np.zeros((2, 28, 28, 3), np.uint8), "channels.npz [28, 28, 3]"),
         "objects.npz": (np.array([{}], dtype=object), "objects.npz arr_0"),
+        "objects.npy": (np.array([{}], dtype=object), "objects.npy uint8 object"),
+        "none.npy": (np.zeros((0, 28, 28, 1), np.uint8), "none.npy holds no images [0, 28, 28, 1]"),
+        "none.npz": (np.zeros((0, 28, 28, 1), np.uint8), "none.npz holds no images [0, 28, 28, 1]"),
+        "flat.npy": (np.zeros((2, 28, 28), np.uint8), "flat.npy [2, 28, 28]"),
+        "columns.npy": (np.asfortranarray(GRAY[..., None]), "columns.npy Fortran order ascontiguousarray"),
     }
     for name, (array, words) in arrays.items():
         (np.save if name.endswith("npy") else np.savez)(tmp_path / name, array)
+        with refuses(words, UserError):
+            open_inputs([tmp_path / name], tiny.model)
+    np.savez(tmp_path / "named.npz", images=GRAY[..., None])
+    np.save(tmp_path / "good.npy", GRAY[..., None])
+    good = (tmp_path / "good.npy").read_bytes()
+    contents = {
+        "zero.npy": (b"", "zero.npy is empty"),
+        "zero.npz": (b"", "zero.npz is empty"),
+        "text.npy": (b"hello, world", "text.npy no .npy"),
+        "text.npz": (b"hello, world", "text.npz no .npz"),
+        "array.npz": (good, "array.npz no .npz"),
+        "archive.npy": ((tmp_path / "named.npz").read_bytes(), "archive.npy but an .npz"),
+        "named.npz": ((tmp_path / "named.npz").read_bytes(), "named.npz no arr_0, but images"),
+        "cut.npy": (good[:-1], "cut.npy cut off 5"),
+        "long.npy": (good + b"x", "long.npy longer 5"),
+        "begun.npy": (good[:40], "begun.npy damaged"),
+        "version.npy": (good[:6] + b"\x09" + good[7:], "version.npy damaged version (9, 0)"),
+    }
+    for name, (content, words) in contents.items():
+        (tmp_path / name).write_bytes(content)
         with refuses(words, UserError):
             open_inputs([tmp_path / name], tiny.model)
     for path, words in (
@@ -69,10 +100,10 @@ def test_bad_images(folder: Path, tmp_path: Path, tiny: Config) -> None:
         (small, "small.png 28"),
     ):
         with refuses(words, UserError):
-            open_inputs([path], tiny.model)[0].read(np.array([0]))
+            open_inputs([path], tiny.model)
     for paths, words in (
         ([tmp_path / "none.png"], "none.png"),
-        ([tmp_path / "none.npz"], "none.npz"),
+        ([tmp_path / "nowhere.npz"], "nowhere.npz"),
         ([tmp_path / "empty"], "empty PNG JPEG"),
         ([folder, tmp_path / "floats.npz"], ".npy .npz image"),
     ):

@@ -186,6 +186,43 @@ def test_encode_some_layers(run: Path, photos: Path, call: Command) -> None:
         says(result.stdout, "latents.npz 6 100 2")
 
 
+def test_bad_images_are_told_at_once_or_left_out(run: Path, photos: Path, call: Command) -> None:
+    """Before anything is computed, as far as headers show them; with --skip_bad, damaged ones too."""
+    good = [str(photos / f"{i}.png") for i in (0, 2, 3, 4)]
+    iio.imwrite(photos / "colour.png", np.zeros((28, 28, 3), np.uint8))
+    iio.imwrite(photos / "small.png", np.zeros((9, 9), np.uint8))
+    iio.imwrite(photos / "wide.png", np.zeros((28, 40), np.uint8))
+    (photos / "text.png").write_text("hello")
+    (photos / "link.png").symlink_to("nowhere")
+    for script in ("encode", "reconstruct", "interpolate"):
+        result = call(f"scripts/{script}.py", run, photos)
+        assert (result.returncode, result.stdout) == (2, "")
+        first, *lines = result.stderr.splitlines()
+        says(first, "error: 5 of 11 images mend --skip_bad")
+        assert [Path(line.split()[0]).stem for line in lines] == ["colour", "link", "small", "text", "wide"]
+    (photos / "1.png").write_bytes((photos / "1.png").read_bytes()[:300])
+    result = call("scripts/encode.py", run, photos, "--skip_bad")
+    assert (result.returncode, result.stderr.count("left out: ")) == (0, 6)
+    says(result.stderr, "photos/1.png damaged")
+    with np.load(run.parent / "latents.npz") as arrays:
+        assert arrays["names"].tolist() == [*good, str(photos / "large.png")]
+        assert len(arrays["latents"]) == 5
+    result = call("scripts/interpolate.py", run, *good[:2], photos / "wide.png", "--skip_bad")
+    assert (result.returncode, result.stdout) == (0, "interpolation.png\n")
+
+
+def test_any_name_of_an_image_will_do(run: Path, call: Command) -> None:
+    """One that is no text, too: told in words, and kept in the latents."""
+    odd = run.parent / "\udcff ①\n.png"
+    odd.write_bytes(iio.imwrite("<bytes>", np.zeros((28, 28), np.uint8), extension=".png"))
+    result = call("scripts/encode.py", run, odd)
+    assert result.returncode == 0, result.stderr
+    with np.load(run.parent / "latents.npz") as arrays:
+        assert arrays["names"].tolist() == [str(odd)]
+    odd.write_text("no image")
+    assert_refused(call("scripts/encode.py", run, odd), "\\udcff ① .png no image")
+
+
 def test_reconstruct(run: Path, photos: Path, call: Command) -> None:
     """From files, and from the run's own validation images."""
     result = call("scripts/reconstruct.py", run, photos / "1.png", photos / "large.png", "--out", "a.png")
@@ -240,7 +277,7 @@ def test_interpolate(run: Path, photos: Path, call: Command) -> None:
         (["scripts/decode.py", "run", "odd.npz"], "99 100"),
         (["scripts/decode.py", "run", "none.npz"], "none.npz"),
         (["scripts/decode.py", "run", "whole.npz"], "whole.npz floats int64"),
-        (["scripts/interpolate.py", "run", "photos"], "2 images 1"),
+        (["scripts/interpolate.py", "run", "one.png"], "2 images 1"),
         (["scripts/interpolate.py", "run", "photos", "--steps", 1], "--steps 2"),
     ],
 )
@@ -249,6 +286,7 @@ def test_bad_input(arguments: list[object], words: str, run: Path, call: Command
     (run.parent / "photos").mkdir()
     iio.imwrite(run.parent / "photos/wide.png", np.zeros((28, 40), np.uint8))
     iio.imwrite(run.parent / "small.png", np.zeros((20, 20), np.uint8))
+    iio.imwrite(run.parent / "one.png", np.zeros((28, 28), np.uint8))
     np.savez(run.parent / "nan.npz", latents=np.full((2, 100), np.nan))
     np.savez(run.parent / "odd.npz", latents=np.zeros((2, 99)))
     np.savez(run.parent / "whole.npz", latents=np.zeros((2, 100), np.int64))

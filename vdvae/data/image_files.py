@@ -2,24 +2,88 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import io
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
-import imageio.v3 as iio
 import numpy as np
 import torch
-from imageio.plugins.pillow import PillowPlugin
 from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from torch.nn.functional import interpolate
 
 from vdvae.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-GRAY = ("1", "L", "LA", "I", "I;16", "I;16B")
-COLOUR = ("P", "PA", "RGB", "RGBA")
-ALPHA = ("LA", "PA", "RGBA")
+GRAY = ("1", "L", "LA", "I", "I;16")
+COLOUR = ("P", "RGB", "RGBA")
 BACKGROUNDS = {"black": 0, "white": 255}
+MOST_PIXELS = 10**9
+"""A larger image would need more memory than most machines have."""
+MOST_LINES = 50
+"""So many bad images are listed in an error."""
+
+Array = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+class _Jpeg(JpegImageFile):
+    """A JPEG, or the first picture of a camera's MPO, which holds a preview behind it."""
+
+    def _read_dpi_from_exif(self) -> None:
+        """Nobody needs it, and broken EXIF would make Pillow warn."""
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+READERS: dict[bytes, type[ImageFile]] = {PNG: PngImageFile, b"\xff\xd8\xff": _Jpeg, b"BM": BmpImageFile}
+"""By the bytes that a file begins with. Pillow's own `open` would also do, but for a limit on pixels that is a global
+variable, and MPO as an animation."""
+OTHERS = {
+    b"GIF8": "a GIF",
+    b"II*\0": "a TIFF",
+    b"MM\0*": "a TIFF",
+    b"%PDF": "a PDF",
+    b"8BPS": "a Photoshop file",
+    b"PK\3\4": "a zip archive",
+    b"\x1f\x8b": "compressed with gzip",
+    b"\x93NUMPY": "a NumPy array",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000",
+    b"\0\0\0\x0cJXL ": "a JPEG XL",
+    b"\xff\x0a": "a JPEG XL",
+    b"\0\0\1\0": "an icon",
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself",
+    b"<": "a web page or SVG",
+}
+"""What else people have under the name of an image, by the bytes that it begins with."""
+BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIF"}
+"""The same where `ftyp` and one of these follow."""
+TURNS: dict[int, Callable[[Array], Array]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+"""From EXIF orientations to upright; 1, and whatever is no orientation, needs nothing."""
+
+
+class _Opened(NamedTuple):
+    """An image whose pixels are not decoded yet."""
+
+    image: ImageFile
+    file: IO[bytes]
+    start: bytes
+    """The file's first bytes."""
 
 
 class Header(NamedTuple):
@@ -32,7 +96,7 @@ class Header(NamedTuple):
 
 
 def read_header(source: Path | bytes, name: str) -> Header:
-    """Looks at an image without decoding it.
+    """Looks at an image without decoding it; with a palette, its pixels say whether the colours in use are gray.
 
     Args:
         source: a path, or the file's bytes.
@@ -41,15 +105,19 @@ def read_header(source: Path | bytes, name: str) -> Header:
     Raises:
         UserError: not an image, more than one, or of a kind that is not taken.
     """
-    with closing(_opened(source, name)) as file:
-        facts = _facts(file, name)
-        width, height = facts["shape"]
-        if facts.get("Orientation", 1) > 4:  # EXIF: the camera was held upright
+
+    def look(opened: _Opened) -> Header:
+        width, height = opened.image.size
+        if _orientation(opened) > 4:  # the camera was held upright
             width, height = height, width
-        return Header(height, width, 1 if facts["mode"] in GRAY else 3)
+        if opened.image.mode == "P":
+            return Header(height, width, _planes(opened)[0].shape[-1])
+        return Header(height, width, 1 if _is_gray(opened) else 3)
+
+    return _with_image(source, name, look)
 
 
-def read_picture(source: Path | bytes, name: str, background: int | None = None) -> NDArray[np.uint8]:
+def read_picture(source: Path | bytes, name: str, background: int | None = None) -> Array:
     """Decodes an image.
 
     Palettes are applied; of 16 bits per channel the upper 8 are kept; EXIF orientation is followed.
@@ -65,21 +133,32 @@ def read_picture(source: Path | bytes, name: str, background: int | None = None)
     Raises:
         UserError: damaged, or of a kind that is not taken.
     """
-    with closing(_opened(source, name)) as file:
-        facts = _facts(file, name)
-        mode, has_alpha = facts["mode"], facts["mode"] in ALPHA or "transparency" in facts
-        convert = {"1": "L", "P": "RGB", "PA": "RGBA"}.get(mode)
-        if has_alpha:
-            convert = "LA" if mode in GRAY else "RGBA"
-        try:
-            pixels = np.atleast_3d(file.read(index=0, mode=convert, rotate=True))  # type: ignore[arg-type]  # [H, W, C]
-        except Exception as error:  # damaged bytes make decoders fail in any way there is
-            raise UserError(f"{name} is damaged: {_first_line(error)}") from error
-    if pixels.dtype != np.uint8:
-        pixels = (pixels >> 8).astype(np.uint8)
-    if has_alpha:
-        pixels = _without_alpha(pixels, name, background)
-    return pixels
+
+    def decode(opened: _Opened) -> Array:
+        turn = TURNS.get(_orientation(opened), lambda pixels: pixels)
+        pixels, alpha = _planes(opened)
+        if alpha is not None:
+            pixels = _without_alpha(pixels, alpha, name, background)
+        return np.require(turn(pixels), requirements=("C", "W"))
+
+    return _with_image(source, name, decode)
+
+
+def refuse_bad(bad: Mapping[str, str], total: int) -> None:
+    """Raises `UserError` where images were found bad, with all of them.
+
+    Args:
+        bad: from each one's name to what is wrong with it, in words that name it.
+        total: number of images.
+    """
+    reasons = list(bad.values())
+    remedy = " or add --skip_bad to leave out such images" if len(bad) < total else ""
+    if len(reasons) == 1:
+        raise UserError(f"{reasons[0]}{remedy and ';'}{remedy}")
+    if reasons:
+        more = [f"and {len(reasons) - MOST_LINES:,} more"] if len(reasons) > MOST_LINES else []
+        told = f"{len(reasons):,} of {total:,} images cannot be taken; mend them{remedy}:"
+        raise UserError(told, (*reasons[:MOST_LINES], *more))
 
 
 def check_shape(found: tuple[int, ...], expected: tuple[int, ...], name: str) -> None:
@@ -89,7 +168,7 @@ def check_shape(found: tuple[int, ...], expected: tuple[int, ...], name: str) ->
         raise UserError(f"{name} is {', not '.join(described)}")
 
 
-def fit(pixels: NDArray[np.uint8], size: int, crop: bool, name: str) -> NDArray[np.uint8]:
+def fit(pixels: Array, size: int, crop: bool, name: str) -> Array:
     """Brings an image to `size` x `size`: the middle square if `crop`, then bicubic down-sampling with antialiasing.
 
     Raises:
@@ -102,14 +181,18 @@ def fit(pixels: NDArray[np.uint8], size: int, crop: bool, name: str) -> NDArray[
     pixels = pixels[top : top + side, left : left + side]
     if side == size:
         return pixels
-    planes = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float()  # [1, C, side, side]
-    planes = interpolate(planes, (size, size), mode="bicubic", antialias=True, align_corners=False)
-    return planes.round().clamp(0, 255).byte()[0].permute(1, 2, 0).numpy()  # [size, size, C]
+    # one channel after the other, or a large photo would need three times the memory
+    return np.stack([_shrunk(pixels[..., channel], size) for channel in range(pixels.shape[-1])], -1)  # [size, size, C]
 
 
-def read_fitted(
-    source: Path | bytes, name: str, size: int, crop: bool, channels: int, background: int | None
-) -> NDArray[np.uint8]:
+def _shrunk(plane: Array, size: int) -> Array:
+    """From [side, side] to [size, size]."""
+    image = torch.from_numpy(np.ascontiguousarray(plane, np.float32))[None, None]
+    small = interpolate(image, (size, size), mode="bicubic", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).byte()[0, 0].numpy()
+
+
+def read_fitted(source: Path | bytes, name: str, size: int, crop: bool, channels: int, background: int | None) -> Array:
     """Decodes an image and brings it to uint8 [size, size, channels]; gray ones get equal channels where 3 are wanted.
 
     Raises:
@@ -117,49 +200,194 @@ def read_fitted(
             is wanted.
     """
     pixels = fit(read_picture(source, name, background), size, crop, name)
-    if pixels.shape[-1] > channels:
-        raise UserError(f"{name} is in colour, and {channels} channel is wanted; convert it to gray")
+    check_channels(pixels.shape[-1], channels, name)
     return np.repeat(pixels, channels, -1) if pixels.shape[-1] < channels else pixels
 
 
+def check_channels(found: int, wanted: int, name: str) -> None:
+    """Raises `UserError` where an image in colour is to have one channel."""
+    if found > wanted:
+        raise UserError(f"{name} is in colour, and {wanted} channel is wanted; convert it to gray")
+
+
 def check_fits(header: Header, size: int, crop: bool, name: str, remedy: str = "give a larger image") -> None:
-    """Refuses, before anything is decoded, what `fit` would refuse; `remedy` is what to do where it is too small."""
+    """Raises `UserError`, before anything is decoded, where `fit` would; `remedy` is what to do with a small image."""
     if header.height != header.width and not crop:
         raise UserError(f"{name} is {header.width} x {header.height} and not square; --crop center takes its middle")
     if min(header.height, header.width) < size:
         raise UserError(f"{name} is {header.width} x {header.height}, smaller than {size}; {remedy}")
 
 
-def _opened(source: Path | bytes, name: str) -> PillowPlugin:
+def _with_image(source: Path | bytes, name: str, use: Callable[[_Opened], T]) -> T:
+    """Opens an image, checks that it is of a kind that is taken, and returns what `use` makes of it."""
+    with ExitStack() as stack:
+        file = stack.enter_context(_opened(source, name) if isinstance(source, Path) else io.BytesIO(source))
+        start = file.read(64)
+        readers = [reader for mark, reader in READERS.items() if start.startswith(mark)]
+        if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+            readers = [WebPImageFile]
+        if not readers:
+            raise UserError(f"{name} is no image: {_kind(start)}")
+
+        def attempt(file: IO[bytes]) -> T:
+            file.seek(0)
+            with readers[0](file) as image:
+                _check_kind(image, name)
+                return use(_Opened(image, file, start))
+
+        try:
+            try:
+                return attempt(file)
+            except ValueError as error:
+                if isinstance(error, UserError) or readers[0] is not PngImageFile:
+                    raise
+                return attempt(_without_texts(file))  # Pillow refuses long ones
+        except UserError:
+            raise
+        except MemoryError as error:
+            raise UserError(f"{name} does not fit into memory; scale it down first") from error
+        except Exception as error:  # damaged bytes make decoders fail in any way there is
+            raise UserError(f"{name} is damaged: {_first_line(error)}") from error
+
+
+def _opened(path: Path, name: str) -> IO[bytes]:
     try:
-        return iio.imopen(source, "r", plugin="pillow")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UserError(f"{name} is {'a folder' if path.is_dir() else 'no regular file'}")
+        return path.open("rb")
     except FileNotFoundError as error:
-        raise UserError(f"{name} is missing") from error
-    except Exception as error:
-        raise UserError(f"{name} is no image, or its beginning is damaged") from error
+        what = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "missing"
+        raise UserError(f"{name} is {what}") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be opened: {error.strerror}") from error
 
 
-def _facts(file: PillowPlugin, name: str) -> dict[str, Any]:
-    try:
-        facts = file.metadata(index=0, exclude_applied=False)
-        several = file.properties(index=...).n_images != 1  # type: ignore[arg-type]
-    except Exception as error:
-        raise UserError(f"{name} is damaged: {_first_line(error)}") from error
-    if several:
+def _kind(start: bytes) -> str:
+    """What a file seems to be that begins like no image that is taken."""
+    if not start:
+        return "it is empty"
+    if not start.strip(b"\0"):
+        return "it begins with zeros, as after a crash or a failed copy"
+    if start[4:8] == b"ftyp":
+        return f"it is {BOXES.get(start[8:12], 'a video or HEIF')}; convert it to PNG or JPEG"
+    kinds = (kind for mark, kind in OTHERS.items() if start.lstrip().startswith(mark))
+    return next((f"it is {kind}" for kind in kinds), "it begins like no PNG, JPEG, WebP or BMP")
+
+
+def _check_kind(image: ImageFile, name: str) -> None:
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        raise UserError(
+            f"{name} has {width * height / 1e6:,.0f} megapixels, more than {MOST_PIXELS / 1e6:,.0f}; "
+            "scale it down first"
+        )
+    if getattr(image, "n_frames", 1) != 1:
         raise UserError(f"{name} is animated; keep one of its frames")
-    if facts["mode"] not in (*GRAY, *COLOUR):
-        raise UserError(f"{name} is in {facts['mode']}, which has no agreed way to RGB; convert it first")
-    return facts
+    if image.mode not in (*GRAY, *COLOUR):
+        raise UserError(f"{name} is in {image.mode}, which has no agreed way to RGB; convert it first")
 
 
-def _without_alpha(pixels: NDArray[np.uint8], name: str, background: int | None) -> NDArray[np.uint8]:
-    colour, alpha = pixels[..., :-1], pixels[..., -1:]
+def _is_gray(opened: _Opened) -> bool:
+    """By its mode; but Pillow opens PNGs of 16-bit gray with alpha, colour type 4, as RGBA."""
+    return opened.image.mode in GRAY or (opened.start.startswith(PNG) and opened.start[25] == 4)
+
+
+def _orientation(opened: _Opened) -> int:
+    """Of EXIF or XMP, from 1 to 8; anything else that cameras and programs write there is ignored."""
+    image, file, place = opened.image, opened.file, opened.file.tell()
+    try:
+        if isinstance(image, PngImageFile) and "exif" not in image.info:
+            for kind, start, end in _png_chunks(file):
+                if kind == b"eXIf":  # it may stand behind the pixels
+                    file.seek(start + 8)
+                    image.info["exif"] = b"Exif\0\0" + file.read(end - start - 12)
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # that of PngImageFile decodes all pixels
+    except Exception:  # damaged EXIF fails in any way there is
+        return 1
+    finally:
+        file.seek(place)
+    return found if type(found) is int and found in TURNS else 1
+
+
+def _planes(opened: _Opened) -> tuple[Array, Array | None]:
+    """Decodes to uint8 [H, W, 1] or [H, W, 3], and to the opacity, uint8 [H, W, 1], where there may be transparency."""
+    image, start = opened.image, opened.start
+    pixels, key = np.asarray(image), image.info.get("transparency")
+    if image.mode == "P":
+        return _through_palette(image, pixels, key)
+    pixels, alpha = np.atleast_3d(pixels), None  # [H, W, C]
+    if image.mode in ("LA", "RGBA"):
+        return pixels[..., :1] if _is_gray(opened) else pixels[..., :3], pixels[..., -1:]
+    if image.mode == "1":
+        pixels = pixels * np.uint8(255)
+    if key is not None and start.startswith(PNG):  # the one level or colour that is transparent
+        depth = start[24]
+        exact = _all_bits(opened, pixels) if image.mode == "RGB" and depth == 16 else pixels
+        level = np.bitwise_and(key, 2**depth - 1) * (255 // (2**depth - 1) if depth < 8 else 1)
+        alpha = np.where((exact == level).all(-1, keepdims=True), np.uint8(0), np.uint8(255))
+    if image.mode in ("I", "I;16"):
+        pixels = (pixels >> 8).astype(np.uint8)
+    return pixels, alpha
+
+
+def _all_bits(opened: _Opened, upper: Array) -> NDArray[np.uint16]:
+    """The values of a PNG of 16 bits per channel in colour, [H, W, 3], of which Pillow decodes the upper bytes."""
+    opened.file.seek(0)
+    image = PngImageFile(opened.file)
+    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # with bytes swapped, the upper are the lower
+    return upper.astype(np.uint16) << 8 | np.asarray(image)
+
+
+def _through_palette(image: ImageFile, indices: Array, key: int | bytes | None) -> tuple[Array, Array | None]:
+    """See `_planes`; gray where all colours are that show."""
+    colours = np.zeros((256, 3), np.uint8)
+    palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours[: len(palette)] = palette
+    opacity = np.full((256, 1), 255, np.uint8)
+    if isinstance(key, int):
+        opacity[key] = 0
+    elif key is not None:
+        opacity[: len(key), 0] = np.frombuffer(key, np.uint8)
+    used = np.array(image.histogram()) > 0
+    shown = colours[used & (opacity[:, 0] > 0)]
+    channels = 1 if (shown == shown[:, :1]).all() else 3
+    return colours[:, :channels][indices], None if key is None else opacity[indices]
+
+
+def _without_alpha(pixels: Array, alpha: Array, name: str, background: int | None) -> Array:
     if alpha.min() == 255:
-        return colour
+        return pixels
     if background is None:
         raise UserError(f"{name} is partly transparent; --background white (or black) puts a colour behind it")
-    opacity = alpha / 255.0
-    return np.round(colour * opacity + background * (1 - opacity)).astype(np.uint8)
+    shown = np.empty_like(pixels)
+    for row, (colours, levels) in enumerate(zip(pixels, alpha, strict=True)):  # float64 of all would be large
+        opacity = levels / 255.0
+        shown[row] = np.round(colours * opacity + background * (1 - opacity))
+    return shown
+
+
+def _png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, start, end) of each chunk of a PNG, as far as it goes."""
+    start = len(PNG)
+    while True:
+        file.seek(start)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        end = start + 12 + int.from_bytes(head[:4], "big")
+        yield head[4:], start, end
+        start = end
+
+
+def _without_texts(file: IO[bytes]) -> IO[bytes]:
+    """A PNG without its texts and its colour profile."""
+    content = io.BytesIO()
+    content.write(PNG)
+    for kind, start, end in _png_chunks(file):
+        if kind not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            file.seek(start)
+            content.write(file.read(end - start))
+    return content
 
 
 def _first_line(error: Exception) -> str:

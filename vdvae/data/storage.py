@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from vdvae.data.image_files import check_shape, read_picture
 from vdvae.errors import UserError
+from vdvae.files import check_is_itself, read_array_header
 
 Images = NDArray[np.uint8]
 """uint8 [N, H, W, C]"""
@@ -63,8 +66,6 @@ class NpyFile:
         self.path = path
         self.shape, self._offset = read_npy_header(path)
         self._row = int(np.prod(self.shape[1:]))
-        if path.stat().st_size != self._offset + self.shape[0] * self._row:
-            raise UserError(f"{path} is cut off: it should hold {self.shape[0]:,} images; prepare it again")
         self._file = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
 
@@ -100,17 +101,31 @@ def read_npy_header(path: Path) -> tuple[tuple[int, ...], int]:
     """The shape of a uint8 .npy file [N, H, W, C], and where its data begin.
 
     Raises:
-        UserError: it is not such a file.
+        UserError: it is not such a file, cut off, or without images.
     """
+    size = path.stat().st_size
+    if not size:
+        raise UserError(f"{path} is empty; write or copy it again")
+    check_is_itself(path)
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        with path.open("rb") as file:
+            shape, is_fortran, dtype = read_array_header(file)
+            offset = file.tell()
     except Exception as error:  # damaged bytes make NumPy fail in many ways
-        raise UserError(f"{path} is no .npy file, or cut off: {error}") from error
-    if not isinstance(array, np.memmap):
-        raise UserError(f"{path} is no .npy file, but an .npz")
-    if array.dtype != np.uint8 or array.ndim != 4 or not array.flags.c_contiguous:
-        raise UserError(f"{path} must hold uint8 [N, H, W, C], not {array.dtype} {list(array.shape)}")
-    return array.shape, array.offset
+        what = ", but an .npz" if zipfile.is_zipfile(path) else f", or its beginning is damaged: {error}"
+        raise UserError(f"{path} is no .npy file{what}") from error
+    if dtype != np.uint8 or len(shape) != 4:
+        raise UserError(f"{path} must hold uint8 [N, H, W, C], not {dtype} {list(shape)}")
+    if is_fortran:
+        raise UserError(
+            f"{path} must hold uint8 [N, H, W, C] in C order, not Fortran order: save numpy.ascontiguousarray(images)"
+        )
+    if 0 in shape:
+        raise UserError(f"{path} holds no images: its shape is {list(shape)}")
+    if size != offset + math.prod(shape):
+        what = "is cut off" if size < offset + math.prod(shape) else "is longer than it says"
+        raise UserError(f"{path} {what}: it should hold {shape[0]:,} images; write or prepare it again")
+    return shape, offset
 
 
 def pieces(start: int, end: int, image_bytes: int) -> Iterator[tuple[int, int]]:

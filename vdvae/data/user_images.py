@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, read_fitted
+from vdvae.data.image_files import (
+    BACKGROUNDS,
+    SUFFIXES,
+    check_channels,
+    check_fits,
+    read_fitted,
+    read_header,
+    refuse_bad,
+)
 from vdvae.data.prepare.image_source import find_pictures
 from vdvae.data.prepared import Split
 from vdvae.data.storage import Images, NpyFile, Pixels, Rows, Storage
-from vdvae.errors import UserError
+from vdvae.errors import UserError, one_line
+from vdvae.files import check_is_itself
 from vdvae.model.config import ModelConfig
 
 
@@ -29,31 +41,50 @@ class FittedPictures:
         """See `Storage`."""
         return np.stack([self._picture(self.paths[row]) for row in rows.tolist()])
 
+    def find_bad(self, decode: bool) -> dict[str, str]:
+        """What is wrong with those that cannot be taken, by path; without `decode`, as far as their headers show it."""
+        bad = {}
+        _, size, _, channels = self.shape
+        for path in tqdm(self.paths, "looking at images", unit="image", leave=False, disable=None):
+            try:
+                if decode:
+                    self._picture(path)
+                else:
+                    header = read_header(path, str(path))
+                    check_fits(header, size, self.crop, str(path))
+                    check_channels(header.channels, channels, str(path))
+            except UserError as error:
+                bad[str(path)] = str(error)
+        return bad
+
     def _picture(self, path: Path) -> Images:
         _, size, _, channels = self.shape
         return read_fitted(path, str(path), size, self.crop, channels, self.background)
 
 
 def open_inputs(
-    paths: list[Path], model: ModelConfig, crop: bool = False, background: str | None = None
+    paths: list[Path], model: ModelConfig, crop: bool = False, background: str | None = None, skip_bad: bool = False
 ) -> tuple[Split, list[str]]:
-    """Opens images without decoding them.
+    """Opens images without decoding them; but image files are looked at, all of them.
 
     Args:
         paths: image files and folders of such, in this order; or one .npy, or .npz with `arr_0`, uint8 [N, H, W, C].
         model: what they are for. Larger square files are scaled down, gray ones repeated where it takes colour.
         crop: whether to take the middle square of files that are not square.
         background: what to put behind transparent files: a key of `BACKGROUNDS`.
+        skip_bad: whether to leave out image files that cannot be taken, and to print them on stderr; to find them, all
+            are decoded.
 
     Returns:
         the images, and a name for each.
 
     Raises:
-        UserError: nothing there, or arrays that are not such as the model takes.
+        UserError: nothing there, arrays that are not such as the model takes, or files of which the headers show that
+            they cannot be taken, all of them.
     """
     image_shape = (model.image_size, model.image_size, model.image_channels)
     storage: Storage
-    if any(path.suffix in (".npy", ".npz") for path in paths):
+    if any(path.suffix.lower() in (".npy", ".npz") for path in paths):
         if len(paths) > 1:
             raise UserError("give one .npy or .npz, or image files and folders")
         storage = _array(paths[0])
@@ -65,31 +96,43 @@ def open_inputs(
         names = [str(i) for i in range(storage.shape[0])]
     else:
         files = [file for path in paths for file in _files(path)]
-        storage = FittedPictures(files, image_shape, crop, background)
-        names = [str(file) for file in files]
-    if not names:
-        raise UserError(f"{', '.join(map(str, paths))}: no PNG, JPEG, WebP or BMP there")
+        if not files:
+            raise UserError(f"{', '.join(map(str, paths))}: no PNG, JPEG, WebP or BMP there")
+        bad = FittedPictures(files, image_shape, crop, background).find_bad(decode=skip_bad)
+        if not skip_bad or len(bad) == len(files):
+            refuse_bad(bad, len(files))
+        for reason in bad.values():
+            tqdm.write(f"left out: {one_line(reason)}", sys.stderr)
+        names = [str(file) for file in files if str(file) not in bad]
+        storage = FittedPictures([Path(name) for name in names], image_shape, crop, background)
     return Split(storage, np.arange(len(names))), names
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         return [path / name for name in find_pictures(path, SUFFIXES)[0].names]
-    if not path.is_file():
-        raise UserError(f"there is no image or folder {path}")
     return [path]
 
 
 def _array(path: Path) -> Storage:
     if not path.is_file():
         raise UserError(f"there is no file {path}")
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         return NpyFile(path)
+    check_is_itself(path)
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is {'cut off or no .npz' if path.stat().st_size else 'empty'}; write or copy it again")
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            if "arr_0" not in arrays:
+                raise UserError(f"{path} has no arr_0, but {', '.join(arrays.files) or 'nothing'}")
             pixels = arrays["arr_0"]
+    except UserError:
+        raise
     except Exception as error:  # damaged bytes make NumPy fail in many ways
-        raise UserError(f"{path} is damaged, or has no arr_0 of plain numbers: {error}") from error
+        raise UserError(f"arr_0 of {path} is damaged, or not of plain numbers: {error}") from error
     if pixels.dtype != np.uint8 or pixels.ndim != 4:
         raise UserError(f"arr_0 of {path} must be uint8 [N, H, W, C] from 0 to 255, not {pixels.dtype} {pixels.shape}")
+    if not pixels.size:
+        raise UserError(f"arr_0 of {path} holds no images: its shape is {list(pixels.shape)}")
     return Pixels(pixels)

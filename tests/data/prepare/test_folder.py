@@ -6,12 +6,14 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
 import prepare_data
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import ROOT, says
 from tests.data.conftest import Prepare, contents, tiny_model
@@ -20,7 +22,8 @@ from vdvae import VDVAE
 from vdvae.config import Config, DataConfig, load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
-from vdvae.data.prepare import fragment
+from vdvae.data.prepare import fragment, image_source
+from vdvae.data.prepare.image_source import Decoded, Pictures
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -98,15 +101,318 @@ def test_folders_are_splits(tmp_path: Path, prepare: Prepare) -> None:
 
 
 def test_train_and_test_only(tmp_path: Path, prepare: Prepare) -> None:
-    """The test images are the validation images too, as in FFHQ; other formats; a size of the paper's presets."""
-    write(tmp_path / "in/train", random_images(3, 70), ".bmp")
+    """Other formats; a size of the paper's presets."""
+    write(tmp_path / "in/train", random_images(6, 70), ".bmp")
     write(tmp_path / "in/test", random_images(2, 90), ".jpg")
     assert prepare("folder", "in", "--name", "mine", "--size", 64, "--config", "mine.yaml", "--bits", 5)[0] == 0
     config = load_config(f"imagenet64,{tmp_path / 'mine.yaml'}", [])  # not only after cifar10
     splits = load_splits(config.data, config.model)
-    assert (len(splits.train), len(splits.valid), len(splits.test)) == (3, 2, 2)
+    assert (len(splits.train), len(splits.valid), len(splits.test)) == (4, 2, 2)
     assert (config.model.enc_blocks, config.model.bits) == (load_config("imagenet64", []).model.enc_blocks, 5)
     assert read_manifest(tmp_path / "data/mine").bits == 5
+
+
+@pytest.mark.parametrize(("given", "missing"), [("test", "valid"), ("valid", "test")])
+def test_a_split_without_a_folder_is_drawn_from_training(
+    given: str, missing: str, tmp_path: Path, prepare: Prepare
+) -> None:
+    """By --seed and half of --held_out; the three share no image."""
+    images, others = random_images(20, 20, 1), random_images(3, 20, 1, seed=9)
+    write(tmp_path / "in/Train", images)
+    write(tmp_path / f"in/{given}", others)
+    arguments = ["folder", "in", "--name", "mine", "--seed", 3, "--held_out", 0.4, "--config", "mine.yaml"]
+    for _ in range(2):
+        status, out, _ = prepare(*arguments)
+        assert status == 0
+        says(out, f"16 train 4 {missing} 3 {given} {missing} drawn from training --seed 3")
+    _, splits = opened(tmp_path)
+    order = np.random.RandomState(3).permutation(20)
+    parts = {"train": images[order[4:]], missing: images[order[:4]], given: others}
+    for name, expected in parts.items():
+        split = getattr(splits, name)
+        assert np.array_equal(split.read(np.arange(len(split))), expected)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Train", "Validation", "Test"),
+        ("TRAIN", "VAL", "TEST"),
+        ("training", "dev", "testing"),
+        ("train_set", "valset", "test-set"),
+        ("trainset", "validation_images", "TestImages"),
+        ("train2017", "val2017", "test2017"),
+        ("01_train", "02_valid", "03_test"),
+        ("Training Data", "Validation Data", "Test Data"),
+        ("dataset.train", "dataset.dev", "dataset.test"),
+    ],
+)
+def test_usual_spellings_of_splits(names: tuple[str, str, str], tmp_path: Path, prepare: Prepare) -> None:
+    for i, name in enumerate(names):
+        write(tmp_path / "in" / name / "a", random_images(2 + i, 32, seed=i))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    _, splits = opened(tmp_path)
+    for i, split in enumerate((splits.train, splits.valid, splits.test)):
+        assert np.array_equal(split.read(np.arange(len(split))), random_images(2 + i, 32, seed=i))
+
+
+@pytest.mark.parametrize(
+    ("folders", "words"),
+    [
+        (("train", "Training", "test"), "in/Training in/train both train"),
+        (("train", "val", "valid"), "in/val in/valid both valid"),
+        (("Test", "others"), "Test no folder train"),
+        (("val", "others"), "val no folder train"),
+        (("train", "eval"), "in/eval valid test"),
+        (("trainval", "test"), "trainval"),
+        (("holdout", "a"), "in/holdout valid test"),
+        (("bottle/train/good", "bottle/test/broken"), "in/bottle/test in/bottle split"),
+        (("wrapper/Train", "wrapper/Test"), "in/wrapper/Test give in/wrapper"),
+        (("a/train", "b/val_set"), "in/b/val_set"),
+        (("trainA", "testA", "trainB", "testB"), "trainA testA train, valid test"),
+        (("cats_train", "cats_test"), "cats_test cats_train"),
+        (("PublicTest", "PublicTrain"), "PublicTest PublicTrain"),
+        (("DIV2K_train_HR", "DIV2K_valid_HR"), "DIV2K_train_HR DIV2K_valid_HR"),
+        (("train/a", "train/val", "test"), "in/train/val"),
+        (("train", "a"), "train neither valid nor test"),
+    ],
+)
+def test_splits_are_never_pooled(folders: tuple[str, ...], words: str, tmp_path: Path, prepare: Prepare) -> None:
+    for i, name in enumerate(folders):
+        write(tmp_path / "in" / name, random_images(6, 16, seed=i))
+    status, out, err = prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    says(err, words)
+    assert not (tmp_path / "data").exists()
+
+
+def test_names_of_images_may_say_their_split(tmp_path: Path, prepare: Prepare) -> None:
+    images = random_images(8, 16)
+    (tmp_path / "in").mkdir()
+    for i, image in enumerate(images):
+        iio.imwrite(tmp_path / "in" / f"{'train' if i % 2 else 'test'}_{i}.png", image)
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    status, _, err = prepare(*arguments)
+    assert status == 2
+    says(err, "test_0 train_1 train, valid test")
+    iio.imwrite(tmp_path / "in/harbour.png", images[0])  # one name that says nothing: no such layout
+    assert prepare(*arguments)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("bus", "car"),
+        ("trains", "test tubes", "development_tools"),
+        ("train_station", "test_tube"),
+        ("train", "test/train", "test/bus", "train/train"),
+        ("photos/train", "photos/bus"),
+    ],
+)
+def test_classes_are_no_splits(folders: tuple[str, ...], tmp_path: Path, prepare: Prepare) -> None:
+    for i, name in enumerate(folders):
+        write(tmp_path / "in" / name, random_images(6, 16, seed=i))
+    (tmp_path / "in/tests").mkdir() if "train" not in folders else None
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    assert sum(file.count for file in read_manifest(tmp_path / "data/mine").files.values()) == 6 * len(folders)
+
+
+def test_linked_folders_are_followed(tmp_path: Path, prepare: Prepare) -> None:
+    """As splits, as classes, and as files; each image once."""
+    for i, name in enumerate(("t", "v", "a")):
+        write(tmp_path / "elsewhere" / name, random_images(4, 32, seed=i))
+    source = tmp_path / "in"
+    (source / "train").mkdir(parents=True)
+    (source / "train/x").symlink_to("../../elsewhere/t")
+    (source / "train/again").symlink_to("../../elsewhere/t")
+    (source / "train/loop").symlink_to("..")
+    (source / "valid").symlink_to("../elsewhere/v")
+    (source / "test").mkdir()
+    for i in range(4):
+        (source / f"test/{i}.png").symlink_to(tmp_path / f"elsewhere/a/{i:03}.png")
+    status, out, err = prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")
+    assert (status, err) == (0, "")
+    says(out, "4 train, 4 valid, 4 test")
+    _, splits = opened(tmp_path)
+    for i, split in enumerate((splits.train, splits.valid, splits.test)):
+        assert np.array_equal(split.read(np.arange(4)), random_images(4, 32, seed=i))
+
+
+@pytest.mark.parametrize("link", ["test/leak.png", "test/more", "valid"])
+def test_one_image_in_two_splits_is_refused(link: str, tmp_path: Path, prepare: Prepare) -> None:
+    for i, name in enumerate(("train/a", "test")):
+        write(tmp_path / "in" / name, random_images(4, 32, seed=i))
+    target = tmp_path / "in/train/a"
+    (tmp_path / "in" / link).symlink_to(target / "002.png" if link.endswith("png") else target)
+    status, _, err = prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")
+    assert (status, err.count("\n")) == (2, 1)
+    says(err, f"in/train/a/00 in/{link} one file two splits")
+
+
+def test_links_that_lead_nowhere(tmp_path: Path, prepare: Prepare) -> None:
+    """They matter where somebody would read them."""
+    write(tmp_path / "in", random_images(10, 32))
+    (tmp_path / "in/notes.txt").symlink_to("nowhere")
+    (tmp_path / "in/self").symlink_to("self")
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    assert prepare(*arguments)[0] == 0
+    (tmp_path / "in/x.png").symlink_to("nowhere")
+    status, _, err = prepare(*arguments[:3], "other", *arguments[4:])
+    assert status == 2
+    says(err, "in/x.png link to nowhere --skip_bad")
+    (tmp_path / "in/Train").symlink_to("nowhere")
+    status, _, err = prepare(*arguments)
+    assert status == 2
+    says(err, "in/Train link to nowhere")
+
+
+ODD_NAMES = ("①.png", "²³.png", "٣.png", "a\nb.png", "tab\t.png", "\udcff.png", "x" * 251 + ".png", "é 'quoted\".png")
+
+
+def test_any_name_will_do(tmp_path: Path, prepare: Prepare) -> None:
+    """And each image's name stands beside the set."""
+    folder = tmp_path / "in/\udcfe\n"
+    folder.mkdir(parents=True)
+    images = random_images(len(ODD_NAMES), 16)
+    for name, image in zip(ODD_NAMES, images, strict=True):
+        (folder / name).write_bytes(iio.imwrite("<bytes>", image, extension=".png"))
+    (folder / "②.png").write_bytes(b"bad")
+    (folder / "b\udcff\n.png").write_bytes(b"bad")
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    status, _, err = prepare(*arguments)
+    assert (status, err.count("\n")) == (2, 3)
+    assert "\n  in/\\udcfe /b\\udcff .png is no image" in err
+    status, out, _ = prepare(*arguments, "--skip_bad")
+    assert (status, out.count("left out: ")) == (0, 2)
+    names = json.loads((tmp_path / "data/mine/images.names.json").read_text())
+    assert names == [f"\udcfe\n/{name}" for name in sorted(ODD_NAMES)]
+    order = [ODD_NAMES.index(name.rpartition("/")[2]) for name in names]
+    assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), images[order])
+
+
+def bad_ones(folder: Path) -> dict[str, str]:
+    """Ten good images of 32 x 32 and all kinds of bad ones: the words that tell of each."""
+    write(folder, random_images(10, 32))
+    good = (folder / "000.png").read_bytes()
+    (folder / "c").mkdir()
+    (folder / "c/cut.png").write_bytes(good[:900])
+    (folder / "c/damaged.png").write_bytes(good[:1000] + b"x" + good[1001:])
+    (folder / "c/empty.jpg").write_bytes(b"")
+    (folder / "c/gone.png").symlink_to("nowhere")
+    (folder / "c/text.png").write_text("hello")
+    Image.fromarray(random_images(1, 32)[0]).convert("CMYK").save(folder / "c/cmyk.jpg")
+    Image.fromarray(random_images(1, 32)[0]).save(folder / "c/gif.png", "GIF")
+    frames = [Image.fromarray(image) for image in random_images(2, 32)]
+    frames[0].save(folder / "c/moving.webp", save_all=True, append_images=frames[1:])
+    iio.imwrite(folder / "c/small.png", random_images(1, 20)[0])
+    iio.imwrite(folder / "c/wide.png", random_images(1, 40)[0, :32])
+    iio.imwrite(folder / "c/glass.png", random_images(1, 32, 4)[0])
+    return {
+        "cut.png": "damaged",
+        "damaged.png": "damaged",
+        "empty.jpg": "empty",
+        "gone.png": "link nowhere",
+        "text.png": "no image",
+        "cmyk.jpg": "CMYK",
+        "gif.png": "GIF",
+        "moving.webp": "animated",
+        "small.png": "20 x 20",
+        "wide.png": "40 x 32 --crop center",
+        "glass.png": "transparent --background",
+    }
+
+
+@pytest.mark.parametrize("size", [[], ["--size", 32], ["--size", 24]])
+def test_all_bad_images_are_told_at_once(size: list[object], tmp_path: Path, prepare: Prepare) -> None:
+    """Or left out and listed, which gives the set that the good ones alone give."""
+    bad = bad_ones(tmp_path / "in")
+    before = contents(tmp_path)
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", *size]
+    status, out, err = prepare(*arguments)
+    assert (status, out) == (2, "")
+    first, *lines = err.splitlines()
+    says(first, f"error: {len(bad)} of {10 + len(bad)} mend --skip_bad")
+    assert len(lines) == len(bad)
+    for name, words in bad.items():
+        says(next(line for line in lines if line.startswith(f"  in/c/{name} ")), words)
+    assert contents(tmp_path) == before
+
+    status, out, err = prepare(*arguments, "--skip_bad")
+    assert (status, err) == (0, "")
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("left out: ")] == [
+        f"in/c/{name}" for name in sorted(bad)
+    ]
+    assert read_manifest(tmp_path / "data/mine").source.endswith(f"--skip_bad ({len(bad)} left out)")
+    assert json.loads((tmp_path / "data/mine/images.names.json").read_text()) == [f"{i:03}.png" for i in range(10)]
+    assert "prepared before" in prepare(*arguments, "--skip_bad")[1]
+    assert prepare("verify", "data/mine")[0] == 0
+
+    write(tmp_path / "good", random_images(10, 32))
+    assert prepare("folder", "good", *arguments[2:], "--to", "other")[0] == 0
+    there = tmp_path / "other/mine/images.npy"
+    assert there.read_bytes() == (tmp_path / "data/mine/images.npy").read_bytes()
+
+
+def test_many_bad_images_are_counted(tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 16))
+    for i in range(70):
+        (tmp_path / f"in/bad{i}.png").write_text("hello")
+    _, _, err = prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")
+    assert (err.count("no image"), err.splitlines()[-1]) == (50, "  and 20 more")
+
+
+def test_too_few_are_left(tmp_path: Path, prepare: Prepare) -> None:
+    for split, count in (("train", 6), ("test", 3)):
+        write(tmp_path / "in" / split, random_images(count, 16))
+    for i in range(2):
+        (tmp_path / f"in/test/{i:03}.png").write_bytes((tmp_path / "in/train/000.png").read_bytes()[:300])
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    status, _, err = prepare(*arguments, "--skip_bad")
+    assert status == 2
+    says(err, "1 test 2")
+    for path in (tmp_path / "in").rglob("*.png"):
+        path.write_text("x")
+    status, _, err = prepare(*arguments, "--skip_bad")
+    says(err, "9 of 9 mend")
+    assert "--skip_bad" not in err
+
+
+def test_a_killed_preparation_remembers_what_was_bad(
+    tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill it goes on behind the last image that is on the disk, and tells of all bad ones, those before it
+    included; the set is that of an undisturbed attempt.
+    """
+    write(tmp_path / "in", random_images(30, 16))
+    for i in (3, 11, 25):
+        path = tmp_path / f"in/{i:03}.png"
+        path.write_bytes(path.read_bytes()[:300])
+    monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * 16 * 16 * 3)
+    monkeypatch.setattr("vdvae.data.prepare.write.FLUSH_EVERY", 1)
+    decode, decoded = image_source._decode, []
+
+    def until(last: int) -> None:
+        def counted(pictures: Pictures, *more: Any) -> Decoded:
+            decoded.extend(pictures.names)
+            if len(decoded) > last:
+                raise KeyboardInterrupt
+            return decode(pictures, *more)
+
+        decoded.clear()
+        monkeypatch.setattr(image_source, "_decode", counted)
+
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    until(17)
+    assert prepare(*arguments)[0] == 130
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".mine.preparing"]
+    until(999)
+    status, out, _ = prepare(*arguments, "--skip_bad")
+    assert (status, out.count("left out: ")) == (0, 3)
+    assert decoded[0] == "016.png"
+    assert prepare(*arguments, "--skip_bad", "--to", "undisturbed")[0] == 0
+    assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
+    good = np.delete(random_images(30, 16), (3, 11, 25), 0)
+    assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), good)
 
 
 def odd_one(folder: Path) -> None:

@@ -434,3 +434,23 @@ def test_bad_command_lines(arguments: list[str], words: str, tmp_path: Path, pre
     status, out, err = prepare(*arguments)
     assert (status, out, err.count("\n"), list(tmp_path.iterdir())) == (2, "", 1, [])
     says(err, words)
+
+
+def test_odd_names_beside_the_numbers_of_ffhq(tmp_path: Path, prepare: Prepare) -> None:
+    """They are left out, as any other that is no number."""
+    images = archives.ffhq1024(tmp_path)
+    folder = tmp_path / "images1024x1024"
+    for name in ("①.png", "²3.png", "\udcff.png", "a\nb.png"):
+        (folder / name).write_bytes(b"")
+    assert prepare("ffhq1024", "--from", tmp_path, "--partial")[0] == 0
+    files = read_manifest(tmp_path / "data/ffhq1024").files
+    assert {file: about.count for file, about in files.items()} == {file: len(rows) for file, rows in images.items()}
+
+
+def test_a_list_has_a_line_for_each_name(tmp_path: Path, prepare: Prepare) -> None:
+    archives.ffhq1024(tmp_path)
+    folder = tmp_path / "images1024x1024"
+    (folder / "65000").rename(folder / "65\n000")
+    status, _, err = prepare("ffhq1024", "--from", tmp_path, "--partial")
+    assert status == 2
+    says(err, "images1024x1024 65\\n000/ rename")

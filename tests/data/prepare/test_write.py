@@ -90,7 +90,11 @@ def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, source_that_ends_after(5, interrupt)[0])
     folder = tmp_path / ".x.preparing"
-    assert json.loads((folder / "journal.json").read_text()) == {"made_of": ["x"], "done": {"images.npy": 20}}
+    assert json.loads((folder / "journal.json").read_text()) == {
+        "made_of": ["x"],
+        "done": {"images.npy": 20},
+        "bad": {"images.npy": {}},
+    }
     return folder
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header
+from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header, refuse_bad
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.split_folders import find_split_folders, refuse_pooled_splits, refuse_shared
 from vdvae.data.prepare.write import identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST, Rule, Rules
-from vdvae.errors import UserError
+from vdvae.errors import UserError, one_line
 
-SPLIT_FOLDERS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+SPLITS = ("train", "valid", "test")
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class FolderOptions:
     background: str | None
     """What to put behind transparent images: a key of `BACKGROUNDS`."""
     seed: int
-    """What the split is drawn with, where there are no folders train, valid and test."""
+    """What the splits are drawn with that have no folder."""
     held_out: float
     """The part of the images that is held out by it, half for validation and half for the test."""
     bits: int
     """At which the NLL is measured."""
+    skip_bad: bool = field(default=False, repr=False)
+    """Whether to leave out images that cannot be taken, instead of refusing all."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", self.name) or self.name in (*DATASETS, "downloads"):
@@ -56,7 +61,8 @@ class FolderOptions:
     def __str__(self) -> str:
         """As on the command line, without the name."""
         given = {**vars(self), "name": None, "crop": "center" if self.crop else None}
-        return " ".join(f"--{option} {value}" for option, value in given.items() if value is not None)
+        given["skip_bad"] = "" if self.skip_bad else None
+        return " ".join(f"--{option} {value}".strip() for option, value in given.items() if value is not None)
 
 
 def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Manifest, bool]:
@@ -66,88 +72,149 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
         what the folder holds, and whether it did before.
 
     Raises:
-        UserError: the images cannot make one set, or something else is there already; says which image and why.
+        UserError: the images cannot make one set, or something else is there already; says which images and why.
     """
     target = root / options.name
     before = prepared_before(target)
     parts, others = _parts(source)
-    if others:
-        tqdm.write(f"{source}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP")
-    shape = _common_shape(parts, options)
     images = f"{sum(part.count for part in parts.values()):,} images of {source.resolve()}"
     described = f"{images}, {options}"
     if before is not None:
-        if before.source not in (described, f"{images}, {options!r}"):  # as it was written until November 2026
+        found = re.sub(r" \([\d,]+ left out\)$", "", before.source)
+        if found not in (described, f"{images}, {options!r}"):  # as it was written until November 2026
             raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
         return before, True
 
+    if others:
+        tqdm.write(f"{one_line(str(source))}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP")
+    shape, bad = _look(parts, options)
+    good = {file: [name for name in part.names if name not in bad[file]] for file, part in parts.items()}
+    _rules({file: len(good[file]) if options.skip_bad else part.count for file, part in parts.items()}, options)
     background = BACKGROUNDS[options.background] if options.background else None
     load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=background)
-    counts = {file: part.count for file, part in parts.items()}
-    splits = _rules(counts, options)
+    sources = {file: decoded(Pictures(source, good[file]), shape, load, leave_out=True) for file in parts}
 
     def manifest(files: dict[str, File]) -> Manifest:
-        return Manifest(options.name, shape[0], shape[2], options.bits, None, False, described, files, splits)
+        reasons = _reasons(parts, {file: {**bad[file], **(sources[file].bad or {})} for file in parts})
+        if not options.skip_bad:
+            refuse_bad(reasons, sum(part.count for part in parts.values()))
+        for reason in reasons.values():
+            tqdm.write(f"left out: {one_line(reason)}")
+        told = f"{described} ({len(reasons):,} left out)" if reasons else described
+        splits = _rules({file: about.count for file, about in files.items()}, options)
+        return Manifest(options.name, shape[0], shape[2], options.bits, None, False, told, files, splits)
 
-    sources = {file: decoded(part, shape, load) for file, part in parts.items()}
-    return write_set(target, sources, shape, [described, identity(source)], manifest), False
+    files = [identity(source, part.names) for part in parts.values()]
+    made_of = [images, str(replace(options, skip_bad=False)), files]  # so one attempt goes on with or without it
+    return write_set(target, sources, shape, made_of, manifest), False
+
+
+def drawn(manifest: Manifest) -> str:
+    """In words, which of the splits that a folder was made to were drawn from other images."""
+    train, valid, test = (manifest.splits[split] for split in SPLITS)
+    if valid == test:
+        return "; the validation images are the test images: prepare the set anew under another name to keep them apart"
+    if train.file == valid.file == test.file:
+        return f"; all three drawn by --seed {train.permutation}"
+    split = next((split for split in ("valid", "test") if manifest.splits[split].file == train.file), None)
+    return f"; {split} drawn from the training images by --seed {train.permutation}" if split else ""
 
 
 def _parts(source: Path) -> tuple[dict[str, Pictures], int]:
     """The pictures of each file of the set, and the number of files left out."""
     if not source.is_dir():
         raise UserError(f"there is no folder {source}")
-    folders = {path.name: path for path in sorted(source.iterdir()) if path.is_dir() and path.name in SPLIT_FOLDERS}
+    folders = find_split_folders(source)
+    pictures, others = find_pictures(source, SUFFIXES)
     if "train" not in folders:
-        pictures, others = find_pictures(source, SUFFIXES)
+        for split, folder in folders.items():
+            if find_pictures(folder, SUFFIXES)[0].count:
+                raise UserError(
+                    f"{source} has a folder {folder.name} of {split} images, but no folder train beside it; "
+                    "rename it if it is no split"
+                )
         if pictures.count < 3 * FEWEST:
             raise UserError(f"{source} has {pictures.count} images; a set needs {3 * FEWEST}, {FEWEST} for each split")
+        refuse_pooled_splits(source, pictures.names)
         return {"images.npy": pictures}, others
-    parts, left_out = {}, 0
-    for name, folder in folders.items():
-        pictures, others = find_pictures(folder, SUFFIXES)
-        file = f"{SPLIT_FOLDERS[name]}.npy"
-        if pictures.count < FEWEST:
-            raise UserError(f"{folder} has {pictures.count} images; a split needs {FEWEST}")
-        if file in parts:
-            raise UserError(f"{source} has two folders of validation images; keep one")
-        parts[file], left_out = pictures, left_out + others
-    if len(parts) == 1:
-        raise UserError(f"{source} has a folder train, but neither valid nor test beside it")
-    outside = find_pictures(source, SUFFIXES)[0].count - sum(part.count for part in parts.values())
-    if outside:
-        raise UserError(f"{source} has {outside:,} images outside of {', '.join(folders)}; move them into one of these")
-    return parts, left_out
+    if len(folders) == 1:
+        raise UserError(
+            f"{source} has a folder {folders['train'].name}, but neither valid nor test beside it; give "
+            f"{folders['train']} itself to have them drawn from it"
+        )
+    parts, others = {}, 0
+    for split in sorted(folders, key=SPLITS.index):
+        part, left_out = find_pictures(folders[split], SUFFIXES)
+        if part.count < FEWEST:
+            raise UserError(f"{folders[split]} has {part.count} images; a split needs {FEWEST}")
+        refuse_pooled_splits(folders[split], part.names, split)
+        parts[f"{split}.npy"] = Pictures(source, [f"{folders[split].name}/{name}" for name in part.names])
+        others += left_out
+    inside = refuse_shared(source, [part.names for part in parts.values()])
+    beside = set(pictures.names).difference(*(part.names for part in parts.values()))
+    if outside := sorted(name for name in beside if os.path.realpath(source / name) not in inside):
+        names = ", ".join(folder.name for folder in folders.values())
+        raise UserError(
+            f"{source} has {len(outside):,} images outside of {names}, as {outside[0]}; move them into one of these"
+        )
+    return parts, others
 
 
-def _common_shape(parts: dict[str, Pictures], options: FolderOptions) -> tuple[int, int, int]:
-    """(H, W, C) of the set: every header is looked at before any image is decoded."""
-    first: tuple[str, Header] | None = None
-    channels = 1
+def _look(parts: dict[str, Pictures], options: FolderOptions) -> tuple[tuple[int, int, int], dict[str, dict[str, str]]]:
+    """(H, W, C) of the set, and, by file and name, what is wrong with images as far as their headers show it: each is
+    looked at before any image is decoded.
+    """
+    bad: dict[str, dict[str, str]] = {file: {} for file in parts}
+    headers: dict[str, dict[str, Header]] = {file: {} for file in parts}
     for file, part in parts.items():
-        for source, name in tqdm(part.files(), f"looking at {file}", part.count, leave=False, disable=None):
-            header = read_header(source, name)
-            channels = max(channels, header.channels)
-            first = first or (name, header)
-            if options.size is None and header[:2] != first[1][:2]:
-                raise UserError(
-                    f"{name} is {header.width} x {header.height}, but {first[0]} is {first[1].width} x "
-                    f"{first[1].height}; --size brings them to one size"
-                )
-            check_fits(header, options.size or min(header[:2]), options.crop, name, "use a smaller --size")
-    assert first is not None
-    size = options.size or min(first[1][:2])
-    return (size, size, channels)
+        files = tqdm(part.files(), f"looking at {file}", part.count, leave=False, disable=None)
+        for name, (source, called) in zip(part.names, files, strict=True):
+            try:
+                header = read_header(source, called)
+                check_fits(header, options.size or min(header[:2]), options.crop, called, "use a smaller --size")
+                headers[file][name] = header
+            except UserError as error:
+                bad[file][name] = str(error)
+    sides = Counter(min(header[:2]) for part in headers.values() for header in part.values())
+    if not sides:
+        refuse_bad(_reasons(parts, bad), sum(part.count for part in parts.values()))
+    size, count = sides.most_common(1)[0]
+    size, channels, example = options.size or size, 1, ""
+    for file, part in parts.items():
+        for name, header in headers[file].items():
+            if options.size is None and min(header[:2]) != size:
+                bad[file][name] = f"{part.path / name} is {header.width} x {header.height}"
+            else:
+                example = example or str(part.path / name)
+                channels = max(channels, header.channels)
+    others = f"and {count:,} others, such as {example}, are {size} x {size}; --size brings them to one size"
+    for file in parts:
+        for name in bad[file].keys() & headers[file].keys():
+            bad[file][name] = f"{bad[file][name]}, {others}"
+    return (size, size, channels), bad
+
+
+def _reasons(parts: dict[str, Pictures], bad: dict[str, dict[str, str]]) -> dict[str, str]:
+    """What is wrong with images of any file, in the order of their names."""
+    return {name: bad[file][name] for file, part in parts.items() for name in part.names if name in bad[file]}
 
 
 def _rules(counts: dict[str, int], options: FolderOptions) -> Rules:
-    if "images.npy" in counts:
-        n, half = counts["images.npy"], max(FEWEST, round(counts["images.npy"] * options.held_out / 2))
-        if n - 2 * half < FEWEST:
-            raise UserError(f"--held_out {options.held_out:g} leaves {max(0, n - 2 * half)} of {n} images to train on")
-        valid = Rule("images.npy", options.seed, 0, half)
-        test = Rule("images.npy", options.seed, half, half)
-        return {"train": Rule("images.npy", options.seed, 2 * half, n - 2 * half), "valid": valid, "test": test}
-    rules = {file.removesuffix(".npy"): Rule(file, None, 0, count) for file, count in counts.items()}
-    only = rules.get("valid") or rules["test"]
-    return {"train": rules["train"], "valid": rules.get("valid", only), "test": rules.get("test", only)}
+    """The splits of files with so many images; one without a file of its own is drawn from the training images."""
+    for file, count in counts.items():
+        if count < (least := FEWEST if len(counts) > 1 else len(SPLITS) * FEWEST):
+            raise UserError(f"{count} images are left for {file.removesuffix('.npy')}, which needs {least}")
+    drawn_from = "train.npy" if "train.npy" in counts else "images.npy"
+    drawn = [split for split in ("valid", "test") if f"{split}.npy" not in counts]
+    n = counts[drawn_from]
+    part = max(FEWEST, round(n * options.held_out / 2))
+    left = n - len(drawn) * part
+    if left < FEWEST:
+        raise UserError(f"--held_out {options.held_out:g} leaves {max(0, left)} of {n} images to train on")
+    rules = {"train": Rule(drawn_from, options.seed if drawn else None, len(drawn) * part, left)}
+    for split in ("valid", "test"):
+        if split in drawn:
+            rules[split] = Rule(drawn_from, options.seed, drawn.index(split) * part, part)
+        else:
+            rules[split] = Rule(f"{split}.npy", None, 0, counts[f"{split}.npy"])
+    return rules

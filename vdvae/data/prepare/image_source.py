@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,9 @@ from vdvae.data.ahead import in_order, threads
 from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
+from vdvae.data.prepare.walk import files_below
 from vdvae.data.storage import Images, pieces
+from vdvae.errors import UserError
 from vdvae.runtime import processes
 
 Decode = Callable[[Path | bytes, str], Images]
@@ -58,8 +60,8 @@ class Pictures:
 
 
 def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]:
-    """The files with these endings in a tar, or in a folder and below it, in the order of their names; and how many
-    other files there are. Files and folders whose names begin with a dot are left out.
+    """The files with these endings in a tar, or in a folder and below it as `files_below` has them, in the order of
+    their names; and how many other files there are. Names that begin with a dot are left out.
     """
     if path.is_file():
         with reading(path):
@@ -67,24 +69,21 @@ def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]
         chosen = [file for file in listed if file[0].lower().endswith(suffixes) and not file[0].startswith(".")]
         places = [(offset, size) for _, offset, size in chosen]
         return Pictures(path, [name for name, _, _ in chosen], places), len(listed) - len(chosen)
-    names, others = [], 0
-    for place, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        within = PurePosixPath(os.path.relpath(place, path))
-        for name in files:
-            if name.lower().endswith(suffixes) and not name.startswith("."):
-                names.append(str(within / name))
-            else:
-                others += not name.startswith(".")
-    return Pictures(path, sorted(names)), others
+    names, others = files_below(path, suffixes)
+    return Pictures(path, names), others
+
+
+def is_number(name: str) -> bool:
+    """Whether a file is named by a number, as 00017.png is."""
+    stem = PurePosixPath(name).stem
+    return stem.isascii() and stem.isdecimal()
 
 
 def first_gap(names: list[str]) -> str:
     """Where numbered files leave a number out or have one twice, in words; empty if they don't, or have no numbers."""
-    stems = [PurePosixPath(name).stem for name in names]
-    if not all(stem.isdigit() for stem in stems):
+    if not all(map(is_number, names)):
         return ""
-    order = np.argsort(numbers := np.array([int(stem) for stem in stems]))
+    order = np.argsort(numbers := np.array([int(PurePosixPath(name).stem) for name in names]))
     steps = np.diff(numbers[order])
     for i in np.flatnonzero(steps != 1)[:1].tolist():
         before, after = names[order[i]], names[order[i + 1]]
@@ -92,23 +91,48 @@ def first_gap(names: list[str]) -> str:
     return ""
 
 
-def decoded(pictures: Pictures, shape: tuple[int, int, int], decode: Decode = read_picture) -> Source:
-    """The pictures as a source, which refuses what `decode` does not give the shape [H, W, C]."""
+class Decoded(NamedTuple):
+    """Some pictures, decoded."""
+
+    images: Images
+    """Of those that are good, uint8 [N, H, W, C]."""
+    bad: dict[str, str]
+    """What is wrong with each of the others, by name."""
+
+
+def decoded(
+    pictures: Pictures, shape: tuple[int, int, int], decode: Decode = read_picture, leave_out: bool = False
+) -> Source:
+    """The pictures as a source. What `decode` does not give the shape [H, W, C] is refused, or left out and noted; then
+    the names of the others are kept.
+    """
     image_bytes = int(np.prod(shape))
+    noted: dict[str, str] = {}
 
     def chunks(start: int) -> Iterator[Images]:
         parts = (pictures.part(*piece) for piece in pieces(start, pictures.count, image_bytes))
         workers = processes.cores_per_process()
         with threads(workers) as pool:
-            yield from in_order(pool, lambda part: _decode(part, shape, decode), parts, ahead=2 * workers)
+            for images, bad in in_order(pool, lambda part: _decode(part, shape, decode), parts, ahead=2 * workers):
+                if bad and not leave_out:
+                    raise UserError(next(iter(bad.values())))
+                noted.update(bad)
+                yield images
 
+    if leave_out:
+        return Source(pictures.count, chunks, pictures.gap, pictures.names, noted)
     return Source(pictures.count, chunks, pictures.gap)
 
 
-def _decode(pictures: Pictures, shape: tuple[int, int, int], decode: Decode) -> Images:
-    images = np.empty((pictures.count, *shape), np.uint8)
-    for image, (source, name) in zip(images, pictures.files(), strict=True):
-        picture = decode(source, name)
-        check_shape(picture.shape, shape, name)
-        image[...] = picture
-    return images
+def _decode(pictures: Pictures, shape: tuple[int, int, int], decode: Decode) -> Decoded:
+    images, count, bad = np.empty((pictures.count, *shape), np.uint8), 0, {}
+    for name, (source, called) in zip(pictures.names, pictures.files(), strict=True):
+        try:
+            picture = decode(source, called)
+            check_shape(picture.shape, shape, called)
+        except UserError as error:
+            bad[name] = str(error)
+        else:
+            images[count] = picture
+            count += 1
+    return Decoded(images[:count], bad)

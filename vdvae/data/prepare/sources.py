@@ -7,7 +7,7 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,6 +17,7 @@ import numpy as np
 
 from vdvae.data.storage import Images, pieces, read_npy_header
 from vdvae.errors import UserError
+from vdvae.files import read_array_header
 
 DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, ValueError, KeyError)
 """What an archive makes its readers raise if it is not what it should be."""
@@ -31,6 +32,11 @@ class Source:
     """From an image on, uint8 [n, H, W, C] at a time."""
     gap: str = ""
     """In words, where numbered files leave out a number."""
+    names: Sequence[str] = ()
+    """What the images are called, where that is to be kept."""
+    bad: dict[str, str] | None = None
+    """Where bad images are left out, what is wrong with each that `chunks` met, by name; None where the first ends all.
+    """
 
 
 @contextmanager
@@ -148,9 +154,7 @@ def _npz_data(path: Path, name: str, size: int) -> Iterator[tuple[int, IO[bytes]
             outer = stack.enter_context(members.open(inside[0]))
         batch = stack.enter_context(zipfile.ZipFile(outer))
         file = stack.enter_context(batch.open("data.npy"))
-        version = np.lib.format.read_magic(file)
-        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, fortran_order, dtype = read_header[version](file)
+        shape, fortran_order, dtype = read_array_header(file)
         if dtype != np.uint8 or fortran_order or shape[1:] != (3 * size * size,):
             raise UserError(f"{name} in {path} holds {dtype} {list(shape)}, not uint8 [N, {3 * size * size}]")
         yield shape[0], file

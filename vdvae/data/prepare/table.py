@@ -11,7 +11,7 @@ import yaml
 from vdvae.config import Variant
 from vdvae.data.prepare.archive import Archive, Form, Sources
 from vdvae.data.prepare.cifar10 import cifar10_binary, cifar10_python
-from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures, is_number
 from vdvae.data.prepare.sources import Source, idx_images, npy_images, npz_images
 from vdvae.data.splits import DATASETS
 
@@ -72,7 +72,7 @@ def _png_images(path: Path, size: int) -> Source:
 def _ffhq1024(paths: list[Path]) -> Sources:
     """FFHQ-1024 by number, as the paper splits it, whatever folders the files are in."""
     pictures, _ = find_pictures(paths[0], (".png",))
-    names = [name for name in pictures.names if Path(name).stem.isdigit()]
+    names = [name for name in pictures.names if is_number(name)]
     train = [name for name in names if int(Path(name).stem) < DATASETS["ffhq1024"].counts["train.txt"]]
     test = sorted(set(names) - set(train))
     return {"train.txt": Pictures(paths[0], train), "test.txt": Pictures(paths[0], test)}

@@ -7,11 +7,12 @@ preparation that was killed goes on from the last chunk that is safely on the di
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,14 +20,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from vdvae.data.image_files import check_shape, read_header
+from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.manifest import FILE_NAME, File, Manifest, read_manifest
 from vdvae.data.prepare.archive import Sources, sha256_of
 from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.sources import Source
+from vdvae.data.prepare.walk import files_below
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
 
+NAMES = ".names.json"
+"""Ending of the file beside `NAME.npy` that has the name of each image, in their order."""
 FLUSH_EVERY = 32 << 20
 """Bytes of pixels after which a killed preparation will go on."""
 
@@ -45,18 +49,27 @@ class Staging(NamedTuple):
 
     def done(self) -> dict[str, int]:
         """Images of each file that are safely on the disk."""
-        if not self.journal.is_file():
-            return {}
-        content = json.loads(self.journal.read_text())
-        return dict(content["done"]) if content["made_of"] == self.made_of else {}
+        return dict(self._content()["done"])
 
-    def save(self, name: str, file: BinaryIO, images: int) -> None:
-        """Puts what is written to a file on the disk, and notes that so many images are."""
+    def bad(self, name: str) -> dict[str, str]:
+        """What is wrong with the images that were left out up to there, by name."""
+        return dict(self._content()["bad"].get(name, {}))
+
+    def save(self, name: str, file: BinaryIO, images: int, bad: dict[str, str]) -> None:
+        """Puts what is written to a file on the disk, and notes that so many images are, and which were left out."""
         file.flush()
         os.fsync(file.fileno())
-        content = {"made_of": self.made_of, "done": {**self.done(), name: images}}
+        content = self._content()
+        content["done"][name] = images
+        content["bad"][name] = bad
         with atomic_write(self.journal) as journal:
             journal.write(json.dumps(content).encode())
+
+    def _content(self) -> dict[str, Any]:
+        content = json.loads(self.journal.read_text()) if self.journal.is_file() else {}
+        if content.get("made_of") != self.made_of or "bad" not in content:
+            return {"made_of": self.made_of, "done": {}, "bad": {}}
+        return dict(content)
 
 
 def prepared_before(target: Path) -> Manifest | None:
@@ -116,12 +129,22 @@ def write_set(
     return finished
 
 
-def identity(path: Path) -> list[Any]:
-    """What changes when a file, or any file below a folder, does."""
-    files = [path] if path.is_file() else [Path(place, file) for place, _, names in os.walk(path) for file in names]
-    stats = [file.stat() for file in files]
-    newest = max((stat.st_mtime_ns for stat in stats), default=0)
-    return [str(path.resolve()), len(stats), sum(stat.st_size for stat in stats), newest]
+def identity(path: Path, names: Sequence[str] | None = None) -> list[Any]:
+    """What changes when a file, or any file below a folder, does.
+
+    Args:
+        path: the file or folder.
+        names: of the files in the folder that matter; default: all.
+    """
+    if names is None:
+        names = [""] if path.is_file() else files_below(path)[0]
+    digest, size = hashlib.sha256(), 0
+    for name in names:
+        with suppress(OSError):  # of a link that leads nowhere
+            stat = (path / name).stat()
+            digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+            size += stat.st_size
+    return [str(path.resolve()), len(names), size, digest.hexdigest()]
 
 
 def verify(folder: Path) -> Manifest:
@@ -136,6 +159,9 @@ def verify(folder: Path) -> Manifest:
             raise UserError(f"{folder / name} is missing; prepare the set again")
         if (found := sha256_of(folder / name)) != file.sha256:
             raise UserError(f"{folder / name} has changed since it was prepared: sha256 {found}, not {file.sha256}")
+        names = (folder / name).with_suffix(NAMES)
+        if names.is_file() and len(json.loads(names.read_text())) != file.count:
+            raise UserError(f"{names} has not a name for each of the {file.count:,} images; prepare the set again")
     return manifest
 
 
@@ -152,29 +178,44 @@ def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[i
         path.open("r+b" if done else "wb") as file,
         tqdm(desc=name, total=source.count, unit="image", unit_scale=True, disable=None) as bar,
     ):
-        shape = (source.count, *image_shape)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        bad = source.bad if source.bad is not None else {}
+        bad.update(staging.bad(name) if done else {})
+        _write_header(file, (source.count, *image_shape))
         file.truncate(file.seek(done * image_bytes, os.SEEK_CUR))
-        bar.update(done)
+        bar.update(done + len(bad))
         saved = done
-        for chunk in source.chunks(done):
+        for chunk in source.chunks(done + len(bad)):
             with _keeping(path):
                 file.write(np.ascontiguousarray(chunk).data)
                 done += len(chunk)
                 if (done - saved) * image_bytes >= FLUSH_EVERY:
-                    staging.save(name, file, done)
+                    staging.save(name, file, done, bad)
                     saved = done
-            bar.update(len(chunk))
-        if done != source.count:
-            raise UserError(f"{name}: {source.count:,} images were announced, and {done:,} came")
+            bar.update(done + len(bad) - bar.n)
+        if done + len(bad) != source.count:
+            raise UserError(f"{name}: {source.count:,} images were announced, and {done + len(bad):,} came")
         with _keeping(path):
-            staging.save(name, file, done)
+            _write_header(file, (done, *image_shape))
+            staging.save(name, file, done, bad)
+    if source.names:
+        with _keeping(path):
+            kept = [called for called in source.names if called not in bad]
+            path.with_suffix(NAMES).write_text(json.dumps(kept, indent=0))
     return File(done, sha256_of(path))
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """That of a .npy, at the file's beginning; NumPy keeps room in it, so its length is the same for all numbers."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
 def _write_list(path: Path, pictures: Pictures, image_shape: tuple[int, int, int]) -> File:
     for source, name in tqdm(pictures.files(), path.name, pictures.count, unit="image", disable=None):
-        check_shape(read_header(source, name), image_shape, name)
+        check_shape(read_picture(source, name).shape, image_shape, name)  # in training, damage would come too late
+    for name in pictures.names:
+        if not name.isprintable():  # a line break, or bytes that are no text
+            raise UserError(f"{pictures.path} has a file {name!r}, which cannot stand in a list; rename it")
     with _keeping(path):
         path.write_text("".join(f"{name}\n" for name in pictures.names))
     return File(pictures.count, sha256_of(path))
