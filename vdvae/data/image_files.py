@@ -12,7 +12,7 @@ from typing import IO, NamedTuple, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image  # Pillow comes with imageio, whose own reader has Pillow's limits and opens slowly
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -65,6 +65,8 @@ OTHERS = {
 """What else people have under the name of an image, by the bytes that it begins with."""
 BOXES = {b"avif": "an AVIF", b"avis": "an AVIF", b"heic": "a HEIC", b"heix": "a HEIC", b"mif1": "a HEIF"}
 """The same where `ftyp` and one of these follow."""
+ORIENTATION = 0x0112
+"""The tag of EXIF that says how the camera was held."""
 TURNS: dict[int, Callable[[Array], Array]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -301,7 +303,7 @@ def _orientation(opened: _Opened) -> int:
                 if kind == b"eXIf":  # it may stand behind the pixels
                     file.seek(start + 8)
                     image.info["exif"] = b"Exif\0\0" + file.read(end - start - 12)
-        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation)  # that of PngImageFile decodes all pixels
+        found = Image.Image.getexif(image).get(ORIENTATION)  # that of PngImageFile decodes all pixels
     except Exception:  # damaged EXIF fails in any way there is
         return 1
     finally:
@@ -334,7 +336,7 @@ def _all_bits(opened: _Opened, upper: Array) -> NDArray[np.uint16]:
     """The values of a PNG of 16 bits per channel in colour, [H, W, 3], of which Pillow decodes the upper bytes."""
     opened.file.seek(0)
     image = PngImageFile(opened.file)
-    image.tile = [tile._replace(args="RGB;16L") for tile in image.tile]  # with bytes swapped, the upper are the lower
+    image.tile = [(*tile[:3], "RGB;16L") for tile in image.tile]  # type: ignore[misc]  # bytes swapped: the lower ones
     return upper.astype(np.uint16) << 8 | np.asarray(image)
 
 
