@@ -7,7 +7,7 @@ from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
 from vdvae.released.pretrained import load_pretrained
 
-__version__ = "0.2.0"  # pyproject.toml reads it from here
+__version__ = "0.3.0"  # pyproject.toml reads it from here
 
 __all__ = [
     "VDVAE",

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from vdvae.fast.threads import SHORTEST_REST, STEPS, Threads, candidates
+from vdvae.fast import threads
+from vdvae.fast.threads import SHORTEST_REST, STEPS, Contention, Threads, candidates
 
 CPU = torch.device("cpu")
 
@@ -26,7 +34,8 @@ class Machine:
     def __init__(self, seconds: Callable[[int], float]) -> None:
         self.seconds = seconds
         self.time = 0.0
-        self.threads = Threads(CPU, lambda: self.time)
+        self.is_contended = True
+        self.threads = Threads(CPU, lambda: self.time, lambda: self.is_contended)
 
     def run(self, seconds: float) -> list[int]:
         """The number of threads of each step, for some seconds."""
@@ -37,6 +46,12 @@ class Machine:
                 used.append(torch.get_num_threads())
                 self.time += self.seconds(used[-1])
         return used
+
+
+def spin(seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
 
 
 def alone(threads: int) -> float:
@@ -81,10 +96,66 @@ def test_another_program_that_comes_is_noticed_at_once_and_one_that_goes_soon() 
     assert torch.get_num_threads() == 4
 
 
+def test_first_steps_and_single_slow_ones_decide_nothing() -> None:
+    """The first ones record, and now and then a checkpoint is copied."""
+    machine = Machine(alone)
+    steps = itertools.count()
+    machine.seconds = lambda threads: alone(threads) * (20 if next(steps) in (0, 1, 5, 6, 60, 61) else 1)
+    assert set(machine.run(20)[30:]) == {4}
+
+
 def test_equal_times_keep_the_number() -> None:
     machine = Machine(lambda threads: 0.1)
     machine.run(1000)
     assert machine.run(SHORTEST_REST / 2).count(4) > 100
+
+
+def test_nothing_is_tried_while_the_cores_are_its_own() -> None:
+    """So that the last bits of a run do not depend on when it was looked; then, the best is found as ever."""
+    machine = Machine(beside_three)
+    machine.is_contended = False
+    assert set(machine.run(1000)) == {4}
+    machine.is_contended = True
+    machine.run(1000)
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux")
+def test_other_programs_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of another program counts, and that of this one does not."""
+    monkeypatch.setattr(threads, "WINDOW", 0.5)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        contention = Contention(1)
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            spin(1.0)
+            seen = contention()
+            other.kill()
+        assert seen
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_its_own_work_is_no_other_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the figures of /proc/stat: user, nice, system, idle, waiting, interrupts, steal, in hundredths of seconds."""
+    own = [0.0]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(os, "times", lambda: SimpleNamespace(user=own[0], system=0.0))
+    monkeypatch.setattr(os, "sysconf", lambda _: 100)
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(threads, "Path", lambda _: stat)
+
+    def others(*cores: str) -> float | None:
+        stat.write_text("".join(f"cpu{i} {core}\n" for i, core in enumerate(cores)) + "intr 1 2 3\n")
+        return threads._seconds_of_others()
+
+    idle = "0 0 0 500 50 0 0 0 0 0"
+    assert others(idle, idle, idle) == 0
+    assert others("100 0 50 0 0 0 0 0 0 0", idle, "900 0 0 0 0 0 0 0 0 0") == 1.5  # the third core is not its own
+    own[0] = 1.5
+    assert others("100 0 50 0 0 0 0 0 0 0", idle, idle) == 0
+    assert others("100 0 50 0 0 0 0 30 0 0", "0 20 0 0 0 5 5 0 0 0", idle) == pytest.approx(0.6)
 
 
 def test_what_the_environment_says_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
