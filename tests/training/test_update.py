@@ -294,6 +294,17 @@ def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
         config.check_device("cpu")
 
 
+def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, where PyTorch would end in an InductorError; on a GPU it has its own."""
+    config = replace(tiny.train, compile=True)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    config.check_device("cuda")
+    replace(config, fast=False).check_device("cpu")  # where it has no effect
+    with refuses("train.compile C++ compiler g++ train.compile=false"):
+        config.check_device("cpu")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 def test_a_cuda_graph_takes_the_same_steps(tiny: Config) -> None:
     world = World(0, 1, torch.device("cuda"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +16,8 @@ Variant = Literal["original", "newer"]
 
 MOST_WORKERS = 1_000
 """Decoding threads, more than any machine has cores for."""
+COMPILERS = ("g++", "clang++", "c++")
+"""Those that PyTorch's compiler looks for."""
 MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
 """Far above what anybody can mean, and below what would end in a lack of memory."""
 
@@ -134,12 +138,15 @@ class TrainConfig:
         """Refuses what this device cannot do.
 
         Raises:
-            ValueError: it asks for what only CUDA devices do.
+            ValueError: it asks for what only CUDA devices do, or for a compiler that is not there.
         """
         if self.compress_gradients and device_type != "cuda":
             raise ValueError(
                 f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"
             )
+        compilers = (os.environ.get("CXX", ""), *COMPILERS)
+        if self.fast and self.compile and device_type == "cpu" and not any(map(shutil.which, compilers)):
+            raise ValueError("train.compile needs a C++ compiler such as g++ on a CPU; set train.compile=false")
         if self.cuda_graph and device_type != "cuda":
             raise ValueError(f"train.cuda_graph needs CUDA devices, not {device_type}; set train.cuda_graph=false")
 
