@@ -34,9 +34,10 @@ def train_all(train: Path, runs: Sequence[Run], jobs: int | None) -> None:
     cores, gpus = available_cores(), _gpus()
     at_once = jobs or len(gpus) or cores
     free: SimpleQueue[dict[str, str]] = SimpleQueue()  # the environment of each run that may begin
+    shared = {"OMP_NUM_THREADS": str(max(1, cores // at_once))} if at_once > 1 else {}  # one finds its best itself
     for slot in range(at_once):
         own = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-        free.put({**os.environ, "OMP_NUM_THREADS": str(max(1, cores // at_once)), **own})
+        free.put({**os.environ, **shared, **own})
     with ThreadPoolExecutor(at_once) as pool:
         futures = [pool.submit(_train, train, run, free) for run in missing.values()]
         try:

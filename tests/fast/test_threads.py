@@ -23,6 +23,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def four_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("vdvae.fast.threads.cores_per_process", lambda: 4)
     torch.set_num_threads(4)
     yield
     torch.set_num_threads(1)
@@ -160,5 +161,17 @@ def test_its_own_work_is_no_other_program(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_the_environment_says_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setattr("vdvae.fast.threads.cores_per_process", lambda: 2)
     assert set(Machine(beside_three).run(100)) == {4}
-    assert Threads(torch.device("meta")).counts == [4]
+
+
+def test_on_a_gpu_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdvae.fast.threads.cores_per_process", lambda: 2)
+    with Threads(torch.device("cuda")):
+        assert torch.get_num_threads() == 4
+
+
+def test_there_are_no_more_threads_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container with a quota of CPU time, PyTorch counts those of the machine."""
+    monkeypatch.setattr("vdvae.fast.threads.cores_per_process", lambda: 1)
+    assert set(Machine(alone).run(1)) == {1}

@@ -16,6 +16,8 @@ from statistics import median
 
 import torch
 
+from vdvae.runtime.processes import cores_per_process
+
 WARM_UP = 2
 """The first steps, which record what later ones repeat."""
 STEPS = 5
@@ -42,9 +44,9 @@ Plan = Generator[int, float, None]
 class Threads:
     """Chooses the number of threads for steps of one kind, each of which is run in this context.
 
-    The number that PyTorch has at first is the most, and the one to begin with. Nothing else is tried on a GPU, where
-    the environment has OMP_NUM_THREADS, and, on Linux, while no other program takes this process's cores. What was
-    chosen last stays PyTorch's number.
+    The number that PyTorch has at first is the most, and the one to begin with, or that of the cores which this process
+    has to itself, if these are fewer. On Linux no other is tried while no other program takes these cores. Nothing is
+    changed on a GPU, and where the environment has OMP_NUM_THREADS. What was chosen last stays PyTorch's number.
 
     Args:
         device: where the steps run.
@@ -59,19 +61,19 @@ class Threads:
         contended: Callable[[], bool] | None = None,
     ) -> None:
         self.clock = clock
-        is_fixed = device.type != "cpu" or "OMP_NUM_THREADS" in os.environ
-        self.counts = [torch.get_num_threads()] if is_fixed else candidates(torch.get_num_threads())
+        most, self.is_fixed = torch.get_num_threads(), device.type != "cpu" or "OMP_NUM_THREADS" in os.environ
+        self.counts = candidates(min(most, cores_per_process()))
         self._plan = plan(self.counts, contended or Contention(self.counts[-1]))
         self._next = next(self._plan)
         self._began = 0.0
 
     def __enter__(self) -> None:
-        if len(self.counts) > 1:
+        if not self.is_fixed:
             torch.set_num_threads(self._next)
             self._began = self.clock()
 
     def __exit__(self, *_: object) -> None:
-        if len(self.counts) > 1:
+        if not self.is_fixed:
             self._next = self._plan.send(self.clock() - self._began)
 
 

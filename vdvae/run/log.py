@@ -94,6 +94,7 @@ class RunLog:
             {
                 **report._asdict(),
                 "images_per_second": images_per_second,
+                "threads": torch.get_num_threads(),
                 "rate_per_resolution": per_resolution,
             },
         )
