@@ -189,7 +189,7 @@ def imwrite(*arguments, **options):
     return encode(*arguments, **options)
 imageio.v3.imwrite = imwrite
 import vdvae.evaluation.png
-vdvae.evaluation.png.png_bits_per_dim.__defaults__ = (6,)
+vdvae.evaluation.png.png_bits_per_dim.__defaults__ = (6, 8)
 """
 
 
@@ -204,7 +204,7 @@ def test_one_summarises_for_longer_than_the_others_would_wait(tmp_path: Path, mo
     assert process.returncode == 0, err
     assert "error: " not in err
     assert "PNG on 6 of the 1,000 images" in out
-    assert (tmp_path / "pictures").read_text().split() == ["0"] * 8
+    assert (tmp_path / "pictures").read_text().split() == ["0"] * 12  # 2 pictures, 6 files, 2 strips of either kind
     assert [line["kind"] for line in log_of(tmp_path / "run")].count("test") == 1
     assert len(list((tmp_path / "run/samples").iterdir())) == 2
 
