@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = (
-    {"streams", "launch"},
+    {"streams", "launch", "version"},
     {"errors"},
     {"files", "model"},
     {"runtime"},
@@ -51,5 +51,6 @@ def test_imports_point_down(path: Path) -> None:
     for module in imported_modules(path):
         if module.startswith("vdvae."):
             assert module.split(".")[1] in known, f"{path} imports {module}"
+        assert module != "vdvae", f"{path} imports the whole package"
         assert module.split(".")[0] not in ("scripts", "experiments", "train", "measuring", "paper")
         assert room_of(path) != "model" or module.split(".")[0] in MODEL_NEEDS

@@ -6,8 +6,7 @@ from vdvae.model.latents import Pass
 from vdvae.model.likelihood import Mixture
 from vdvae.model.vdvae import VDVAE, Terms
 from vdvae.released.pretrained import load_pretrained
-
-__version__ = "0.3.0"  # pyproject.toml reads it from here
+from vdvae.version import __version__
 
 __all__ = [
     "VDVAE",

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-import vdvae
 from vdvae.errors import UserError
 from vdvae.files import atomic_write
 from vdvae.launch import read_launch
 from vdvae.runtime.device import describe
+from vdvae.version import __version__
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The folder that vdvae/ is in; a checkout, unless the package is installed."""
@@ -51,7 +51,7 @@ def made_on(device: torch.device) -> dict[str, Any]:
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "git": git_revision(CHECKOUT),
-        "vdvae": vdvae.__version__,
+        "vdvae": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "hardware": describe(device),
