@@ -17,11 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vdvae.command_line import check_at_least_one
+from vdvae.command_line import check_at_least_one, check_folder
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.evaluation.grids import save_png
 from vdvae.files import atomic_write
+from vdvae.launch import read_launch
 from vdvae.runtime.device import pick_device
 from vdvae.runtime.results import made_on
 
@@ -42,6 +43,7 @@ def main() -> None:
         with exit_on_user_error():
             args = command_line().parse_args()
             check_at_least_one(args, "seeds", "jobs")
+            read_launch()  # which results say
             experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
             if args.commands:
                 train = ["python", as_typed(ROOT / "train.py")]
@@ -50,6 +52,7 @@ def main() -> None:
                 return
             check_matplotlib()
             out = args.out or (args.run / "figures" if args.run else args.runs)
+            check_folder(out)
             if args.run:
                 experiment = experiment.of(args.run)
             if args.judge:
@@ -85,7 +88,17 @@ def command_line() -> CommandLine:
 
 
 def show(experiment: Experiment, finished: Sequence[Finished], out: Path) -> None:
-    """Prints what came out, and writes it to a folder: page and pictures for this scale, JSON beside the other's."""
+    """Prints what came out, and writes it to a folder: page and pictures for this scale, JSON beside the other's.
+
+    Raises:
+        UserError: figures of more runs are there.
+    """
+    before = figures_in(experiment, out)
+    if before and len(before["runs"]) > len(finished):
+        raise UserError(
+            f"{json_file(experiment, out)} has figures of {len(before['runs'])} runs at {experiment.scale} scale, and "
+            f"these are of {len(finished)}; move it away, or choose another --out"
+        )
     for dataset, picture in draw(experiment, finished, pick_device()).items():
         save_png(picture, picture_file(experiment, out, dataset))
     out.mkdir(parents=True, exist_ok=True)
@@ -100,10 +113,10 @@ def judge_again(experiment: Experiment, out: Path) -> None:
     Raises:
         UserError: there are none at this scale.
     """
-    data = out / f"{experiment.name}.json"
-    figures = json.loads(data.read_text()).get(experiment.scale) if data.is_file() else None
+    figures = figures_in(experiment, out)
     if figures is None:
-        raise UserError(f"{data} has no figures at {experiment.scale} scale; --out says where they are")
+        where = json_file(experiment, out)
+        raise UserError(f"{where} has no figures at {experiment.scale} scale; --out says where they are")
     finished = from_json(experiment, figures)
     judged = judge(experiment.claims, finished)
     figures["claims"] = to_json(experiment, finished, judged)["claims"]
@@ -116,7 +129,7 @@ def write(
     """Writes the page, and the figures of this scale into the JSON, and prints the page."""
     pictures = {run.dataset: picture_file(experiment, out, run.dataset) for run in experiment.runs}
     text = page(experiment, finished, judged, {name: path.name for name, path in pictures.items() if path.is_file()})
-    stem, data = out / f"{experiment.name}-{experiment.scale}", out / f"{experiment.name}.json"
+    stem, data = out / f"{experiment.name}-{experiment.scale}", json_file(experiment, out)
     scales = json.loads(data.read_text()) if data.is_file() else {}
     scales[experiment.scale] = figures
     for path, content in {Path(f"{stem}.md"): text, data: json.dumps(scales, indent=1)}.items():
@@ -124,6 +137,18 @@ def write(
             file.write(f"{content}\n".encode())
     print(text)
     print(f"\n{stem}.md, its pictures, and {data}")
+
+
+def json_file(experiment: Experiment, out: Path) -> Path:
+    """Where the figures are, of both scales."""
+    return out / f"{experiment.name}.json"
+
+
+def figures_in(experiment: Experiment, out: Path) -> dict[str, Any] | None:
+    """The figures at this scale that a folder has."""
+    data = json_file(experiment, out)
+    figures: dict[str, Any] | None = json.loads(data.read_text()).get(experiment.scale) if data.is_file() else None
+    return figures
 
 
 def picture_file(experiment: Experiment, out: Path, dataset: str) -> Path:

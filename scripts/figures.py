@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
-from vdvae.command_line import add_device
+from vdvae.command_line import add_device, check_folder
 from vdvae.config import load_config
 from vdvae.data.loader import first_images
 from vdvae.errors import CommandLine, UserError, exit_on_user_error
@@ -52,6 +52,7 @@ def main() -> None:
             "reconstructions": lambda: figures.reconstructions(reconstructed(args.run, device), latents),
         }
         out, step = args.out or args.run / "figures", lines[-1]["step"]
+        check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
         # In the run's own folder, TensorBoard would go on to this newer file and read no more of a run that is
         # training. Beside the PNG files it shows the pictures as a run "figures".

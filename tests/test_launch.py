@@ -18,7 +18,9 @@ from vdvae.runtime.processes import start
 
 HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 TWO = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", **HERE}
-NAMES = [*TWO, *OTHER_LAUNCHERS, *(rank for _, rank in OTHER_LAUNCHERS.values()), "SLURM_NTASKS", "TORCHELASTIC_RUN_ID"]
+STORE = "TORCHELASTIC_USE_AGENT_STORE"
+RANKS = [rank for _, rank in OTHER_LAUNCHERS.values()]
+NAMES = [*TWO, STORE, "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_RUN_ID", *OTHER_LAUNCHERS, *RANKS, "SLURM_NTASKS"]
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +79,9 @@ WRONG = [
     ({**TWO, "MASTER_PORT": "0"}, "MASTER_PORT=0"),
     ({**TWO, "MASTER_PORT": "65536"}, "MASTER_PORT=65536"),
     ({**TWO, "MASTER_ADDR": "nowhere.invalid"}, "MASTER_ADDR=nowhere.invalid"),
+    ({**TWO, STORE: "True"}, STORE),
+    ({**TWO, "TORCHELASTIC_RESTART_COUNT": "abc"}, "TORCHELASTIC_RESTART_COUNT=abc"),
+    ({"TORCHELASTIC_RESTART_COUNT": ""}, "TORCHELASTIC_RESTART_COUNT"),
     ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "srun SLURM_STEP_NUM_TASKS=2 docs/cluster.md"),
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "mpiexec OMPI_COMM_WORLD_SIZE=2 docs/cluster.md"),
     ({"PMI_SIZE": "16"}, "mpiexec PMI_SIZE=16 docs/cluster.md"),

@@ -145,6 +145,12 @@ def check_file(out: Path, *endings: str) -> None:
         raise UserError(f"--out must be a file that ends in {' or '.join(endings)}, not {out}")
 
 
+def check_folder(out: Path) -> None:
+    """Raises `UserError` where `out` cannot be a folder, because there is a file."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out must be a folder, and {out} is a file")
+
+
 def check_at_least_one(args: argparse.Namespace, *names: str) -> None:
     """Raises `UserError` where one of these options is given and below 1."""
     for name in names:

@@ -68,8 +68,10 @@ def user_path(path: str | Path) -> Path:
     """A path as a person gives it, which may begin with `~` or `~user`: the shell leaves `--out=~/x` as it is.
 
     Raises:
-        UserError: there is no such user.
+        UserError: there is no such user, or it is no path.
     """
+    if not isinstance(path, (str, Path)):
+        raise UserError(f"a path must be text or a pathlib.Path, not {type(path).__name__}")
     if not str(path).startswith("~"):
         return Path(path)
     try:

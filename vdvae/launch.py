@@ -10,6 +10,9 @@ from typing import NamedTuple
 HOW = "torchrun sets it: torchrun --nproc_per_node N train.py ..., see docs/cluster.md"
 TORCHRUN = "TORCHELASTIC_RUN_ID"
 """The variable that torchrun alone sets."""
+AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""With this, PyTorch looks for a store that torchrun has opened."""
+RESTARTS = "TORCHELASTIC_RESTART_COUNT"
 PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a process must know to find the others."""
 OTHER_LAUNCHERS = {
@@ -36,7 +39,7 @@ def read_launch() -> Launch:
         ValueError: one line that names the variable, where they are incomplete, impossible, or several processes were
             started by something else.
     """
-    local_rank, local_size = read_local_rank(), read_local_size()
+    local_rank, local_size, _ = read_local_rank(), read_local_size(), read_restarts()
     told = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE") if name in os.environ]
     if not told:
         if found := _other_launcher():
@@ -59,6 +62,8 @@ def read_launch() -> Launch:
     ):
         if number >= limit:
             raise ValueError(f"{name}={number} cannot be with {_sizes()}; {HOW}")
+    if TORCHRUN not in os.environ and AGENT_STORE in os.environ:
+        raise ValueError(f"{AGENT_STORE} is set, but torchrun did not start this process; unset it, or use torchrun")
     address, port = os.environ["MASTER_ADDR"], _whole_number("MASTER_PORT", 1)
     if port > 65535:
         raise ValueError(f"MASTER_PORT={port} must be at most 65535; {HOW}")
@@ -66,6 +71,13 @@ def read_launch() -> Launch:
         is_set = f"MASTER_ADDR={address} is" if address else "MASTER_ADDR is empty,"
         raise ValueError(f"{is_set} not the name or address of a machine; {HOW}")
     return Launch(rank, size)
+
+
+def read_restarts() -> int:
+    """The number of times that torchrun has restarted this process, 0 without torchrun; raises `ValueError` where it is
+    none.
+    """
+    return _whole_number(RESTARTS, 0) if RESTARTS in os.environ else 0
 
 
 def is_first() -> bool:

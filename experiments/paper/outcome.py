@@ -13,7 +13,7 @@ from vdvae.config import load_config
 from vdvae.errors import UserError
 from vdvae.model.config import ModelConfig
 from vdvae.model.vdvae import VDVAE
-from vdvae.run.directory import RunDirectory
+from vdvae.run.directory import METRICS, RunDirectory
 from vdvae.run.log import read_log
 
 LAST_SHARE = 0.1
@@ -67,6 +67,10 @@ def has_ended(directory: Path) -> bool:
     return bool(_of_kind("test", lines)) or _diverged(directory, lines)
 
 
+REPORTED = ("skipped", "layer_rate", "images_per_second", "bits_per_dim", "grad_norm_max")
+"""What every line of training has."""
+
+
 def read_outcome(directory: Path) -> Outcome:
     """The figures of a run.
 
@@ -77,6 +81,10 @@ def read_outcome(directory: Path) -> Outcome:
     reports, tests, diverged = _of_kind("train", lines), _of_kind("test", lines), _diverged(directory, lines)
     if not (tests or diverged):
         raise UserError(f"{directory} holds no run that has ended")
+    if not reports:
+        raise UserError(f"{directory} has no line of its training in {METRICS}; nothing can be said of it")
+    if missing := {key for line in reports for key in REPORTED if key not in line}:
+        raise UserError(f"{directory} has a line in {METRICS} without {missing.pop()}; remove that line")
     test = {"bits_per_dim": None, "rate": None} if diverged else tests[0]
     config = load_config(str(RunDirectory(directory).config_file), [])
     updates, skipped = reports[-1]["step"], sum(line["skipped"] for line in reports)

@@ -16,6 +16,10 @@ from vdvae.errors import UserError
 
 Verdict = Literal["reproduced", "not reproduced", "not decided at this size", "within the seeds' spread"]
 WITHIN: Literal["within the seeds' spread"] = "within the seeds' spread"
+FEWEST_SEEDS = 2
+"""Of each run, for its spread to be known."""
+ROUNDING = 1e-9
+"""By which differences of figures are uncertain."""
 LEGEND = """A verdict holds every seed of one run against every seed of another. *By chance*: how often the seeds would
 come out in the order of the claim if the runs did not differ. *Within the seeds' spread*: they are in an order, but the
 runs are nearer to each other than the seeds of one of them are. *By seed*: of the pairs of runs with the same seed, how
@@ -96,9 +100,13 @@ def values_by_name(metric: str, finished: Iterable[Finished], diverged: float) -
     """A field of `Outcome`, of every seed by the run's name; `diverged` where the run did."""
     values: dict[str, list[float]] = {}
     for run, outcome in finished:
-        value = getattr(outcome, metric)
-        values.setdefault(run.name, []).append(diverged if value is None else value)
+        values.setdefault(run.name, []).append(_known(getattr(outcome, metric), diverged))
     return values
+
+
+def _known(value: float | None, diverged: float) -> float:
+    """A figure of a run, or `diverged` where it has none, or one that is no number."""
+    return diverged if value is None or math.isnan(value) else value
 
 
 def judge(claims: Sequence[Claim], finished: Sequence[Finished]) -> list[Judged]:
@@ -120,6 +128,7 @@ def _judged(claim: Claim, dataset: str, entries: Sequence[Finished]) -> Judged:
         return Judged(claim, dataset, "not decided at this size", f"{', '.join(absent)} was not run")
     if claim.below is not None:
         return Judged(claim, dataset, *_verdict_on_bound(claim, claim.below, values, entries))
+    seeds = [len(values[name]) for name in claim.order]
     steps = [(better, _compare(values[better], values[worse]), worse) for better, worse in pairwise(claim.order)]
     relations, why = {relation for _, relation, _ in steps}, ", ".join(_in_words(*step) for step in steps)
     verdict: Verdict = "reproduced"
@@ -129,7 +138,8 @@ def _judged(claim: Claim, dataset: str, entries: Sequence[Finished]) -> Judged:
         verdict = "not decided at this size"
     elif relations & {"<~", ">~"}:
         verdict = WITHIN
-    seeds = [len(values[name]) for name in claim.order]
+    if min(seeds) < FEWEST_SEEDS:
+        verdict, why = "not decided at this size", "one seed has no spread to compare with"
     one_in = math.factorial(sum(seeds)) // math.prod(map(math.factorial, seeds))
     pairs = tuple(_pairs(claim.metric, entries, better, worse) for better, worse in pairwise(claim.order))
     return Judged(claim, dataset, verdict, why, one_in, pairs)
@@ -155,9 +165,9 @@ def _compare(a: Sequence[float], b: Sequence[float]) -> Relation:
     """Whether all of `a` are below all of `b`, or above; with `~`, by less than the seeds of either differ."""
     spread = max(_spread(a), _spread(b))
     if max(a) < min(b):
-        return "<~" if min(b) - max(a) < spread else "<"
+        return "<~" if min(b) - max(a) < spread - ROUNDING else "<"
     if min(a) > max(b):
-        return ">~" if min(a) - max(b) < spread else ">"
+        return ">~" if min(a) - max(b) < spread - ROUNDING else ">"
     return "~"
 
 
@@ -176,8 +186,7 @@ def _pairs(metric: str, entries: Sequence[Finished], better: str, worse: str) ->
     values: dict[str, dict[int, float]] = {better: {}, worse: {}}
     for run, outcome in entries:
         if run.name in values:
-            value = getattr(outcome, metric)
-            values[run.name][run.seed] = math.inf if value is None else value
+            values[run.name][run.seed] = _known(getattr(outcome, metric), math.inf)
     seeds = sorted(values[better].keys() & values[worse].keys())
     return Pairs(better, worse, [values[worse][seed] - values[better][seed] for seed in seeds])
 

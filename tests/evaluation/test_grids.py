@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from tests.conftest import random_model
+from tests.conftest import random_model, refuses
 from vdvae import VDVAE
 from vdvae.config import Config
 from vdvae.evaluation.grids import grid, interpolation, reconstruction_grid, sample_grid, save_gif, save_png
@@ -50,6 +50,11 @@ def test_interpolation_ends_where_the_images_are(tiny: Config) -> None:
         end = model.decode([latent.z[i] for latent in latents], 0.0, output="mean")
         torch.testing.assert_close(frame.float(), end.round(), rtol=0, atol=1)
     assert len({frame.numpy().tobytes() for frame in frames}) > 2
+    for wrong in (images[:1], torch.cat([images, images])):
+        with refuses(f"interpolation 2 images {len(wrong)}"):
+            interpolation(model, wrong, 5)
+    with refuses("steps whole number 1"):
+        interpolation(model, images, 0)
 
 
 def test_save_gif(tmp_path: Path) -> None:

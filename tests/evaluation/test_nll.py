@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import random_model
+from tests.conftest import random_model, refuses
 from vdvae import VDVAE
 from vdvae.config import Config, load_config
 from vdvae.data.prepared import Split, load_splits
@@ -52,6 +52,17 @@ def test_every_image_once_with_the_last_batch_partial(tiny: Config, split: Split
     assert nll.bits_per_dim == pytest.approx(nll.rate + nll.distortion)
     assert sum(nll.rate_per_resolution.values()) == pytest.approx(nll.rate)
     assert list(nll.rate_per_resolution) == [1, 7, 28]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.0, "3", True, None])
+def test_batches_of_no_size_are_refused(tiny: Config, split: Split, batch_size: Any) -> None:
+    with refuses("batch_size whole number 1"):
+        evaluate(VDVAE(tiny.model), split, batch_size, ALONE)
+
+
+def test_no_images_have_no_nll(tiny: Config, split: Split) -> None:
+    with refuses("no images"):
+        evaluate(VDVAE(tiny.model), Split(split.storage, np.arange(0)), 3, ALONE)
 
 
 def test_seeds_differ(tiny: Config, split: Split) -> None:

@@ -51,6 +51,15 @@ def test_figures_of_a_run(tiny: Config, tmp_path: Path) -> None:
     assert outcome.hours == pytest.approx(100 * 8 / 10 / 3600)  # batches of 8
 
 
+def test_logs_of_which_nothing_can_be_said(tiny: Config, tmp_path: Path) -> None:
+    with refuses("run no line metrics.jsonl", UserError):
+        read_outcome(write(tmp_path / "run", tiny, TEST))
+    line = report(100)
+    del line["skipped"]
+    with refuses("damaged metrics.jsonl without skipped remove", UserError):
+        read_outcome(write(tmp_path / "damaged", tiny, report(50), line, TEST))
+
+
 def test_parameters_are_those_of_the_model(tiny: Config, run: Path) -> None:
     from vdvae import VDVAE, load_pretrained
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,7 +55,10 @@ def finished(values: dict[str, list[float | None]], dataset: str = "fashion") ->
         ({"a": [3.0, 3.25], "b": [3.2, 3.3], "c": [3.1, 3.1]}, "not reproduced", "a ~ b, b > c"),
         ({"a": [3.0, 3.1], "b": [3.2, 3.3], "c": [None, None]}, "reproduced", "a < b, b < c"),
         ({"a": [3.0, 3.1], "b": [3.2, None], "c": [None, None]}, "not decided at this size", "a < b, b ~ c"),
-        ({"a": [3.0], "b": [3.0], "c": [3.1]}, "not decided at this size", "a ~ b, b < c"),
+        ({"a": [3.0], "b": [3.1], "c": [3.2]}, "not decided at this size", "one seed has no spread to compare with"),
+        ({"a": [3.0, math.nan], "b": [3.2, 3.3], "c": [3.4, 3.4]}, "not decided at this size", "a ~ b, b < c"),
+        ({"a": [math.nan, 3.0], "b": [3.2, 3.3], "c": [3.4, 3.4]}, "not decided at this size", "a ~ b, b < c"),
+        ({"a": [3.1, 3.2], "b": [3.3, 3.4], "c": [3.5, 3.5]}, "reproduced", "a < b, b < c"),  # but for rounding
         ({"a": [3.0], "c": [3.1]}, "not decided at this size", "b was not run"),
         (
             {"a": [3.0, 3.15], "b": [3.2, 3.3], "c": [3.5, 3.5]},
@@ -144,6 +148,8 @@ def test_figures_come_back_from_json() -> None:
 def test_bounds(values: list[float | None], verdict: str) -> None:
     (judged,) = judge([Claim("low", "bits_per_dim", ["a"], below=3.1)], finished({"a": values, "b": [4.0]}))
     assert (judged.verdict, judged.why) == (verdict, f"up to {max(v for v in values if v):g}")
+    (spoiled,) = judge([Claim("low", "bits_per_dim", ["a"], below=3.1)], finished({"a": [math.nan, 2.9]}))
+    assert (spoiled.verdict, spoiled.why) == ("not reproduced", "up to inf")
     (absent,) = judge([Claim("low", "bits_per_dim", ["c"], below=3.1)], finished({"a": values}))
     assert (absent.verdict, absent.why) == ("not decided at this size", "c was not run")
 
@@ -160,7 +166,7 @@ def test_no_skipped_update_of_800_does_not_make_it_less_than_one_of_10000() -> N
 
 
 def test_each_data_set_is_judged_by_itself() -> None:
-    both = finished({"a": [3.0], "b": [3.1]}) + finished({"a": [3.1], "b": [3.0]}, "photographs")
+    both = finished({"a": [3.0, 3.0], "b": [3.1, 3.1]}) + finished({"a": [3.1, 3.1], "b": [3.0, 3.0]}, "photographs")
     verdicts = [(j.dataset, j.verdict) for j in judge([Claim("", "bits_per_dim", ["a", "b"])], both)]
     assert verdicts == [("fashion", "reproduced"), ("photographs", "not reproduced")]
 

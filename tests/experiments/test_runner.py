@@ -154,6 +154,30 @@ def test_the_committed_results_stay_as_they_are(call: Command, run: Path) -> Non
     assert written == {"table2.json", "table2-small.md"}
     assert call("scripts/experiment.py", "table2", "--gather", "--out", "results").returncode == 0
     assert json.loads(committed.read_text())["small"]["runs"][0]["bits_per_dim"] > 0
+    (run.parent / "runs/fashion").rename(run)
+    assert_refused(
+        call("scripts/experiment.py", "table2", "--gather", "--out", "results"), "table2.json 1 runs 0 --out"
+    )
+    assert json.loads(committed.read_text())["small"]["runs"]
+
+
+@pytest.mark.parametrize("told", [{"WORLD_SIZE": "2"}, {"RANK": ""}, {"LOCAL_RANK": "x"}])
+def test_results_need_to_know_the_number_of_processes(
+    told: dict[str, str], call: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is measured or run."""
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    (name,) = told
+    assert_refused(call("scripts/experiment.py", "table1-depth", "--gather"), f"{name} torchrun")
+    assert_refused(call("scripts/benchmark.py", "train", "--hps", "fashion", "--json", "b.json"), f"{name} torchrun")
+
+
+@pytest.mark.parametrize("script", ["experiment.py table2 --gather --out file", "figures.py run --out file"])
+def test_a_file_in_the_place_of_a_folder(script: str, call: Command, run: Path) -> None:
+    (run.parent / "file").touch()
+    name, *arguments = script.split()
+    assert_refused(call(f"scripts/{name}", *arguments), "--out folder file")
 
 
 def test_a_table_is_made_again_from_its_json(call: Command, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tests.conftest import refuses
+from tests.conftest import random_model, refuses
+from vdvae import fast
+from vdvae.config import Config
 from vdvae.fast import Recorded
 from vdvae.fast.cpu_record import _Heap
 from vdvae.runtime.precision import in_fp32, set_matmul_precision
@@ -272,6 +274,20 @@ def test_precisions_of_products_are_told_apart() -> None:
     finally:
         set_matmul_precision("fp32")
     assert calls == [4, 4]
+
+
+def test_a_model_that_decodes_is_recorded(tiny: Config) -> None:
+    """Its own checks of latents look at no number then, and its refusals are its own."""
+    model = fast.prepare(random_model(tiny.model))
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    with torch.no_grad():
+        z = model.encode(images)[0].z
+        decode = fast.recorded(lambda z, noise: model.decode([z], output="mean", generator=noise), model)
+        for _ in range(2):
+            assert torch.equal(decode(z, noise(0)), model.decode([z], output="mean", generator=noise(0)))
+        forward = fast.recorded(lambda images, noise: model(images, noise).nats_per_dim, model)
+        with refuses("uint8 int64"):
+            forward(images.long(), noise(0))
 
 
 def test_weights_that_are_replaced_are_noticed() -> None:

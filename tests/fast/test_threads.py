@@ -165,6 +165,20 @@ def test_what_the_environment_says_is_obeyed(monkeypatch: pytest.MonkeyPatch) ->
     assert set(Machine(beside_three).run(100)) == {4}
 
 
+@pytest.mark.parametrize("told", ["", "0", "-1", "abc"])
+def test_what_openmp_ignores_is_ignored(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert Machine(alone).threads.counts == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("told", ["", "4"])
+def test_no_more_threads_than_openmp_gives(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch does not know of this limit, and oneDNN waits for ever for the others."""
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "2")
+    assert max(Machine(alone).run(1)) == 2
+
+
 def test_on_a_gpu_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vdvae.fast.threads.cores_per_process", lambda: 2)
     with Threads(torch.device("cuda")):

@@ -211,7 +211,22 @@ def test_a_likelihood_refuses_floats(model: VDVAE) -> None:
         model.mixture(num_images=2).log_prob(UP_TO_255)
 
 
-@pytest.mark.parametrize("number", [0, -1, 2.0, "2", True, None, torch.tensor(0.5), np.float64(1)])
+def test_a_likelihood_refuses_other_shapes(model: VDVAE, images: Tensor) -> None:
+    """Of fewer channels it would count some only."""
+    mixture = model.mixture(num_images=3)
+    assert mixture.log_prob(images[:1]).shape == (3,)
+    for wrong in (images[:, :, :14], images[:2], images[0], images.expand(-1, 3, -1, -1), images.permute(0, 2, 3, 1)):
+        with refuses(f"uint8 [3, 1, 28, 28] {list(wrong.shape)}"):
+            mixture.log_prob(wrong)
+    for other in (images.numpy(), None, [images[0]]):
+        with refuses(f"uint8 tensor {type(other).__name__}"):
+            mixture.log_prob(other)  # type: ignore[arg-type]
+
+
+NO_COUNTS = [0, -1, 2.0, "2", True, None, torch.tensor(0.5), torch.tensor(True), np.float64(1), np.True_, 10**30]
+
+
+@pytest.mark.parametrize("number", NO_COUNTS)
 def test_refuses_numbers_that_count_nothing(model: VDVAE, images: Tensor, number: Any) -> None:
     calls: dict[str, Callable[[], Any]] = {
         "num_images": lambda: model.sample(number),
@@ -357,6 +372,12 @@ def test_refuses_what_cannot_be_decoded(model: VDVAE, images: Tensor) -> None:
         ({1: "0.8"}, "number '0.8'"),
         (torch.zeros(3, 2), "number Tensor"),
         (1j, "number complex"),
+        (np.complex64(0.5), "number complex64"),
+        (np.array("0.8"), "number ndarray"),
+        (np.True_, "number bool"),
+        (torch.tensor(True), "number Tensor"),
+        ({0.5, 0.6, 0.7}, "number set"),
+        (10**400, "finite negative"),
         (1e39, "finite negative"),
     ],
 )

@@ -6,13 +6,14 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import refuses
+from tests.conftest import ROOT, refuses
 from vdvae import __version__
 from vdvae.runtime import results
 from vdvae.runtime.device import available_cores, describe, pick_device
@@ -52,6 +53,22 @@ def test_precisions(precision: str) -> None:
     with autocast(CPU, precision):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+
+
+NEWER_SETTINGS = """
+import torch
+from vdvae.runtime.precision import in_fp32, matmul_precision
+if hasattr(torch.backends, "fp32_precision"):  # since PyTorch 2.9, which then refuses to tell the older settings
+    torch.backends.fp32_precision = "tf32"
+    with in_fp32():
+        assert matmul_precision() == ("ieee", "ieee")
+    assert matmul_precision() == ("tf32", "tf32")
+"""
+
+
+def test_fp32_whichever_settings_of_pytorch_were_used() -> None:
+    """In a process of its own, where nobody has used the others."""
+    subprocess.run([sys.executable, "-c", NEWER_SETTINGS], cwd=ROOT, check=True)
 
 
 def test_devices() -> None:

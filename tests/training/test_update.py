@@ -140,6 +140,11 @@ def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Conf
     scale.update(torch.tensor(True))
     assert (scale.value.item(), scale.good_updates.item()) == (2**17, 0)
     scale.update(torch.tensor(False))
+    for _ in range(200):
+        scale.update(torch.tensor(False))
+    assert scale.value.item() == 2**-24  # from 0 it would not come back
+    scale.value.fill_(2.0**17)
+    scale.update(torch.tensor(False))
     assert (scale.value.item(), scale.good_updates.item()) == (2**16, 0)
     plain, scaled = make_update(tiny), make_update(tiny)
     scaled.loss_scale.value.fill_(2.0**10)
@@ -301,7 +306,7 @@ def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pyte
     monkeypatch.delenv("CXX", raising=False)
     config.check_device("cuda")
     replace(config, fast=False).check_device("cpu")  # where it has no effect
-    with refuses("train.compile C++ compiler g++ train.compile=false"):
+    with refuses("train.compile C++ compiler CXX train.compile=false"):
         config.check_device("cpu")
 
 

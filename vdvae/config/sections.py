@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +17,6 @@ Variant = Literal["original", "newer"]
 
 MOST_WORKERS = 1_000
 """Decoding threads, more than any machine has cores for."""
-COMPILERS = ("g++", "clang++", "c++")
-"""Those that PyTorch's compiler looks for."""
 MOST = {"batch_size": 1 << 20, "eval_batch": 1 << 20, "grid_columns": 1000, "timeout_minutes": 10_000}
 """Far above what anybody can mean, and below what would end in a lack of memory."""
 
@@ -144,9 +143,12 @@ class TrainConfig:
             raise ValueError(
                 f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"
             )
-        compilers = (os.environ.get("CXX", ""), *COMPILERS)
-        if self.fast and self.compile and device_type == "cpu" and not any(map(shutil.which, compilers)):
-            raise ValueError("train.compile needs a C++ compiler such as g++ on a CPU; set train.compile=false")
+        compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
+        if self.fast and self.compile and device_type == "cpu" and not shutil.which(compiler):
+            raise ValueError(
+                f"train.compile on a CPU needs the C++ compiler {compiler}, which is not here: install it, or let CXX "
+                "name another; or set train.compile=false"
+            )
         if self.cuda_graph and device_type != "cuda":
             raise ValueError(f"train.cuda_graph needs CUDA devices, not {device_type}; set train.cuda_graph=false")
 

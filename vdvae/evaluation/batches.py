@@ -14,6 +14,7 @@ from vdvae import fast
 from vdvae.data.loader import read_ahead
 from vdvae.data.prepared import Split
 from vdvae.data.storage import Rows
+from vdvae.model.arguments import check_count
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.processes import World
 
@@ -37,7 +38,13 @@ def measured(
         seed: seed of the noise, which depends on it and the index of the batch alone.
         measure: takes positions in the split, the images there, uint8 `[B, C, H, W]`, and the source of all noise.
         title: the title of a bar that the main process shows on a terminal; no bar if None.
+
+    Raises:
+        ValueError: `batch_size` is no number of images, or there are none.
     """
+    batch_size = check_count("batch_size", batch_size)
+    if not len(split):
+        raise ValueError("there are no images to measure")
     starts = range(0, len(split), batch_size)
     mine = range(world.rank, len(starts), world.size)
     positions = [np.arange(starts[b], min(starts[b] + batch_size, len(split))) for b in mine]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vdvae.files import atomic_write
-from vdvae.model.arguments import Temperature
+from vdvae.model.arguments import Temperature, check_count
 from vdvae.model.vdvae import VDVAE
 from vdvae.runtime.noise import Purpose, generator
 
@@ -74,10 +74,15 @@ def interpolation(
 
     Returns:
         the means of p(x|z), uint8 [steps, C, H, W].
+
+    Raises:
+        ValueError: not two images, or arguments not as `encode` and `decode` take them.
     """
+    if len(images) != 2:
+        raise ValueError(f"an interpolation is between 2 images, not {len(images)}")
     latents = model.encode(images, layers, mode="mean")
     pictures = []
-    for t in torch.linspace(0, 1, steps).tolist():
+    for t in torch.linspace(0, 1, check_count("steps", steps)).tolist():
         between = [torch.lerp(latent.z[:1], latent.z[1:], t) for latent in latents]
         pictures.append(model.decode(between, temperature, output="mean", generator=_noise(model, seed)))
     return to_uint8(torch.cat(pictures))

@@ -18,6 +18,8 @@ def check_output(out: Path) -> None:
     """Raises `UserError`, before anything is computed, where `write_images` could not write."""
     if out.suffix not in (".png", ".npz", ""):
         raise UserError(f"--out must end in .png (a grid) or .npz (arr_0), or be a folder without ending, not {out}")
+    if not out.name:
+        raise UserError(f"--out {out} has no name; give that of a folder that is not there yet")
     if out.suffix and out.is_dir():
         raise UserError(f"--out {out} is a folder")
     if not out.suffix and out.exists() and (not out.is_dir() or any(out.iterdir())):

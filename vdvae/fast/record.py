@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 from vdvae.fast import cpu_record, cuda_graph
+from vdvae.runtime.precision import matmul_precision
 
 Result = TypeVar("Result")
 MOST_KINDS = 64
@@ -169,5 +170,5 @@ def _kind(value: object) -> object:
 def _ambient(device: torch.device) -> object:
     """The modes of PyTorch that change what a function does with its arguments."""
     autocast = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-    products = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), autocast, products
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    return modes, autocast, matmul_precision()

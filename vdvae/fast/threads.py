@@ -9,6 +9,7 @@ of a convolution's gradient. So nothing is tried while this process has its core
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
@@ -61,8 +62,11 @@ class Threads:
         contended: Callable[[], bool] | None = None,
     ) -> None:
         self.clock = clock
-        most, self.is_fixed = torch.get_num_threads(), device.type != "cpu" or "OMP_NUM_THREADS" in os.environ
-        self.counts = candidates(min(most, cores_per_process()))
+        limit = _positive("OMP_THREAD_LIMIT")
+        if limit and limit < torch.get_num_threads():
+            torch.set_num_threads(limit)  # or oneDNN would wait for ever for threads that OpenMP does not give it
+        self.is_fixed = device.type != "cpu" or _positive("OMP_NUM_THREADS") is not None
+        self.counts = candidates(min(torch.get_num_threads(), cores_per_process()))
         self._plan = plan(self.counts, contended or Contention(self.counts[-1]))
         self._next = next(self._plan)
         self._began = 0.0
@@ -75,6 +79,12 @@ class Threads:
     def __exit__(self, *_: object) -> None:
         if not self.is_fixed:
             self._next = self._plan.send(self.clock() - self._began)
+
+
+def _positive(name: str) -> int | None:
+    """A variable of OpenMP, which ignores what is no positive number; of a list, the first."""
+    found = re.match(r"\s*0*([1-9][0-9]{0,8})\s*(,|$)", os.environ.get(name, ""))
+    return int(found[1]) if found else None
 
 
 def candidates(most: int) -> list[int]:

@@ -18,6 +18,7 @@ Temperature = float | Sequence[float] | Mapping[int, float]
 {resolution: factor}, each from that resolution on, the lowest included. 0 takes the mean.
 """
 
+LARGEST_COUNT = 2**31
 LARGEST_TEMPERATURE = torch.finfo(torch.float32).max
 
 Shape = tuple[int, int, int]
@@ -26,7 +27,7 @@ Shape = tuple[int, int, int]
 def check_images(images: Tensor, config: ModelConfig) -> None:
     """Refuses what is not uint8 `[B, C, H, W]` with at least one image, and says how to get there."""
     if not isinstance(images, Tensor):
-        raise ValueError(f"images must be a uint8 tensor, not {type(images).__name__}; {_as_tensor(images)} makes one")
+        raise ValueError(f"images must be a uint8 tensor, not {type(images).__name__}{_as_tensor(images)}")
     c, size = config.image_channels, config.image_size
     if images.dtype == torch.uint8 and images.shape[1:] == (c, size, size) and len(images):
         return
@@ -34,10 +35,14 @@ def check_images(images: Tensor, config: ModelConfig) -> None:
     raise ValueError(f"images must be uint8 [B, {c}, {size}, {size}] and at least one, {found}")
 
 
-def check_pixels(images: Tensor) -> None:
-    """Refuses images that are not uint8, and says how to get there."""
-    if images.dtype != torch.uint8:
-        raise ValueError(f"images must be uint8, not {_dtype(images)}{_as_uint8(images)}")
+def check_pixels(images: Tensor, shape: Sequence[int]) -> None:
+    """Refuses images that are not uint8 of the `[B, C, H, W]` that a distribution is of; either may be one for all."""
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images must be a uint8 tensor, not {type(images).__name__}{_as_tensor(images)}")
+    fits = images.dim() == 4 and images.shape[1:] == tuple(shape[1:])
+    if images.dtype != torch.uint8 or not fits or (len(images) != shape[0] and 1 not in (len(images), shape[0])):
+        found = f"{_dtype(images)} {list(images.shape)}{_as_uint8(images)}"
+        raise ValueError(f"images must be uint8 {list(shape)}, not {found}")
 
 
 def check_count(name: str, number: Any, most: int | None = None) -> int:
@@ -47,7 +52,7 @@ def check_count(name: str, number: Any, most: int | None = None) -> int:
         whole = int(number.__index__())
     except (AttributeError, TypeError):
         whole = 0
-    if isinstance(number, bool) or whole < 1 or (most is not None and whole > most):
+    if _is_bool(number) or not 1 <= whole <= (LARGEST_COUNT if most is None else most):
         raise ValueError(f"{name} must be a whole number {limits}, not {number!r}")
     return whole
 
@@ -81,7 +86,7 @@ def per_layer(temperature: Temperature, resolutions: Sequence[int]) -> list[floa
         temperatures = _by_resolution(temperature, resolutions)
     elif isinstance(temperature, (int, float)) or getattr(temperature, "ndim", None) == 0:
         temperatures = [_temperature(temperature)] * len(resolutions)
-    elif isinstance(temperature, (str, bytes)) or not hasattr(temperature, "__iter__"):
+    elif isinstance(temperature, (str, bytes, set, frozenset)) or not hasattr(temperature, "__iter__"):
         raise ValueError(f"temperature must be a number, one per layer, or by resolution, not {_told(temperature)}")
     else:
         temperatures = [_temperature(t) for t in temperature]
@@ -165,8 +170,9 @@ def _by_resolution(temperature: Mapping[int, float], resolutions: Sequence[int])
 def _temperature(given: Any) -> float:
     """A number as Python's, or as a tensor or an array of one."""
     try:
-        if not isinstance(given, (str, bytes, bool)):
-            return float(given)
+        is_text = isinstance(given, (str, bytes)) or getattr(getattr(given, "dtype", None), "kind", "f") not in "iuf"
+        if not (is_text or _is_bool(given)):
+            return math.inf if isinstance(given, int) and abs(given) > LARGEST_TEMPERATURE else float(given)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         pass
     raise ValueError(f"a temperature must be a number, not {_told(given)}")
@@ -196,14 +202,22 @@ def _source(layer: int, source: Any, device: torch.device, dtype: torch.dtype) -
 
 
 def _as_tensor(images: Any) -> str:
-    """The call that makes a tensor of images of another kind."""
+    """A hint, where images are of another kind: the call that makes a tensor of them."""
+    call = ""
     if hasattr(images, "ndim"):
-        return "torch.from_numpy(images)"
-    if not isinstance(images, (list, tuple)):
-        return "torch.from_numpy(np.array(images))"  # a picture of PIL's
-    if images and all(isinstance(image, Tensor) for image in images):
-        return "torch.stack(images)"
-    return "torch.from_numpy(np.stack(images))"
+        is_reversed = min(getattr(images, "strides", ()), default=0) < 0
+        call = "torch.from_numpy(images.copy())" if is_reversed else "torch.from_numpy(images)"
+    elif hasattr(images, "getbands"):  # a picture of PIL's
+        call = "torch.from_numpy(np.array(images))"
+    elif isinstance(images, (list, tuple)) and images:
+        are_tensors = all(isinstance(image, Tensor) for image in images)
+        call = "torch.stack(images)" if are_tensors else "torch.from_numpy(np.stack(images))"
+    return f"; {call} makes one" if call else ""
+
+
+def _is_bool(thing: Any) -> bool:
+    """Whether it is True or False, Python's or NumPy's, or a tensor of such."""
+    return isinstance(thing, bool) or str(getattr(thing, "dtype", "")).endswith("bool")
 
 
 def _reshaped(images: Tensor, c: int, size: int) -> str:
@@ -242,9 +256,10 @@ def _as_uint8(images: Tensor) -> str:
 
 
 def _can_look_at(tensor: Tensor) -> bool:
-    """Whether it has numbers: inside torch.func's transforms and torch.compile they cannot be looked at."""
+    """Whether it has numbers to look at: inside torch.func's transforms, torch.compile and recordings it has none."""
     inside = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
-    return not inside and tensor.device.type != "meta"
+    recorded = torch._C._len_torch_dispatch_stack() > 0  # as by fast.recorded
+    return not (inside or recorded) and tensor.device.type != "meta"
 
 
 def _told(thing: Any) -> str:

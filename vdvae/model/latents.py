@@ -160,7 +160,7 @@ class LatentVariableModel(nn.Module):
         if images is not None:
             images = self.check(images)
             features = self.encoder_features(images)
-            if num_images not in (None, len(images)):
+            if num_images is not None and arguments.check_count("num_images", num_images) != len(images):
                 raise ValueError(f"num_images is {num_images}, but there are {len(images)} images")
             num_images = len(images)
         elif any(source == "posterior" for source in chosen if isinstance(source, str)):

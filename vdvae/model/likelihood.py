@@ -119,9 +119,10 @@ class Mixture(NamedTuple):
         """log p(x) of uint8 images `[B, C, H, W]`, in nats, `[B]`. Finite with finite gradients throughout.
 
         Raises:
-            ValueError: `images` are not uint8.
+            ValueError: `images` are something else, or of another shape than the distribution.
         """
-        arguments.check_pixels(images)
+        b, c, _, h, w = self.means.shape
+        arguments.check_pixels(images, (b, c, h, w))
         level = self.binning.level(images)[:, :, None]  # [B, C, 1, H, W]
         earlier = list(self.binning.centre(level).unbind(1))
         means = torch.stack([self._conditional_mean(c, earlier) for c in range(len(earlier))], 1)  # [B, C, M, H, W]

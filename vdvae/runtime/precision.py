@@ -15,22 +15,37 @@ AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 def set_matmul_precision(precision: str) -> None:
     """Lets CUDA convolutions and matrix products round to tf32, or not; PyTorch's default for convolutions is yes."""
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    _set("high" if precision == "tf32" else "highest", precision == "tf32")
+
+
+def matmul_precision() -> tuple[str, bool | str]:
+    """How matrix products and convolutions multiply now, by whichever of PyTorch's two sets of settings was used; it
+    refuses to tell the older one, (str, bool), where the newer, (str, str), has been.
+    """
+    try:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
 
 
 @contextmanager
 def in_fp32() -> Iterator[None]:
-    """Has the convolutions and matrix products inside in fp32, whatever `set_matmul_precision` said, and those after it
-    as before.
-    """
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    set_matmul_precision("fp32")
+    """Has the convolutions and matrix products inside in fp32, whatever was set, and those after it as before."""
+    before = matmul_precision()
+    _set(*(("highest", False) if isinstance(before[1], bool) else ("ieee", "ieee")))
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        _set(*before)
+
+
+def _set(products: str, convolutions: bool | str) -> None:
+    if isinstance(convolutions, bool):
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+    else:
+        torch.backends.cuda.matmul.fp32_precision = products
+        torch.backends.cudnn.conv.fp32_precision = convolutions  # type: ignore[attr-defined]
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

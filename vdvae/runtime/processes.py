@@ -17,7 +17,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.utils._pytree import tree_map_only
 
 from vdvae.errors import UserError
-from vdvae.launch import TORCHRUN, read_launch, read_local_size
+from vdvae.launch import TORCHRUN, read_launch, read_local_size, read_restarts
 from vdvae.runtime.device import available_cores
 
 
@@ -114,7 +114,7 @@ def _restarts() -> int:
     would find the addresses of those that died. Each machine counts for itself; docs/cluster.md has the setting for
     several.
     """
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
+    return read_restarts() if os.environ.get("GROUP_WORLD_SIZE") == "1" else 0
 
 
 def stop() -> None:

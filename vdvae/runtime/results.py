@@ -31,9 +31,11 @@ def prepare_result(path: Path | None) -> None:
 
     Raises:
         UserError: it is a folder itself.
+        ValueError: a launcher's environment is impossible, which results say, see `read_launch`.
         OSError: the folder cannot be made.
     """
     if path:
+        read_launch()
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
             raise UserError(f"--json must be a file, and {path} is a folder")

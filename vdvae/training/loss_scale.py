@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 FIRST = 2.0**16
+SMALLEST = 2.0**-24
+"""Below, there would be no way back from 0."""
 GROWTH_INTERVAL = 2000
 
 
@@ -29,6 +31,7 @@ class LossScale:
             self.good_updates *= finite
             grow = self.good_updates >= GROWTH_INTERVAL
             self.value *= torch.where(finite, 1.0 + grow.float(), 0.5)
+            self.value.clamp_(min=SMALLEST)
             self.good_updates *= ~grow
 
     def state_dict(self) -> dict[str, Tensor]:
