@@ -180,3 +180,27 @@ def test_without_residual_connections_a_top_down_block_forgets_its_state() -> No
 def test_an_unknown_upsampler() -> None:
     with refuses("model.unpool nearest conv 'bilinear'"):
         replace(SMALL, unpool="bilinear")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "kind"),
+    [
+        ("residual_scaling", "false", "bool"),  # which would be true
+        ("topdown_residual", 1, "bool"),
+        ("bits", True, "int"),
+        ("width", 2.0, "int"),
+        ("zdim", "8", "int"),
+        ("enc_blocks", None, "str"),
+        ("input_scale", "1", "float"),
+    ],
+)
+def test_values_of_other_types_are_refused(key: str, value: Any, kind: str) -> None:
+    config = load_config("fashion", []).model
+    with refuses(f"model.{key} {kind} {value!r}"):
+        replace(config, **{key: value})
+
+
+@pytest.mark.parametrize("config", ["cifar10", None, {}, load_config("fashion", [])])
+def test_a_model_is_made_from_its_configuration(config: Any) -> None:
+    with refuses(f"VDVAE ModelConfig {type(config).__name__}"):
+        VDVAE(config)

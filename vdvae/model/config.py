@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 from vdvae.model.blockspec import (
     DecoderSpec,
@@ -17,6 +17,8 @@ from vdvae.model.blockspec import (
 
 MOST_CHANNELS = 2**16
 """The most channels of any one kind; more would be gigabytes for a single convolution."""
+TYPES: dict[Any, Any] = {"str": str, "int": SupportsIndex, "float": SupportsFloat, "bool": bool}
+"""By what a field says of itself, the type of its values."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class ModelConfig:
     input_scale: float = 1 / 127.5
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            is_flag = isinstance(value, bool)  # which Python takes for a number too
+            if field.type in TYPES and (not isinstance(value, TYPES[field.type]) or is_flag != (field.type == "bool")):
+                raise ValueError(f"model.{field.name} must be {field.type}, not {value!r}")
         if self.image_size < 1:
             raise ValueError(f"model.image_size must be at least 1, not {self.image_size}")
         for key in ("width", "zdim", "num_mixtures"):

@@ -269,6 +269,9 @@ class VDVAE(LatentVariableModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        if not isinstance(config, ModelConfig):
+            hint = "; its `model` is one" if hasattr(config, "model") else ""
+            raise ValueError(f"a VDVAE is made from a ModelConfig, not from {type(config).__name__}{hint}")
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
