@@ -48,8 +48,7 @@ def main() -> None:
             splits = load_splits(config.data, config.model)
             launch = read_launch()
             config.train.local_batch_size(launch.size)  # refuses what cannot be divided
-            device = pick_device()
-            config.train.check_device(device.type)
+            config.train.check_device((device := pick_device()).type)
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
             directory, resumed, changed = RunDirectory(args.run_dir or Path("runs", name)), None, {}
             if launch.rank == 0:
@@ -71,9 +70,7 @@ def main() -> None:
 def command_line() -> argparse.Namespace:
     """What was asked for; raises `UserError` where it cannot be."""
     parser = CommandLine(description="Trains a Very Deep VAE; the same command again resumes.")
-    parser.add_argument(
-        "--hps", required=True, help="presets of configs/, or paths, separated by commas; later ones win"
-    )
+    parser.add_argument("--hps", required=True, help="presets of configs/, or paths, comma-separated; later ones win")
     parser.add_argument("--run_dir", type=Path, help="run directory; default: runs/ and the names of the presets")
     parser.add_argument("--max_steps", type=int, metavar="N", help="save and end after N updates of a longer run")
     parser.add_argument("--max_hours", type=float, metavar="H", help="save and end after training for H hours")
@@ -143,8 +140,7 @@ def run(
 
             if done % settings.print_every == 0 or is_end:
                 report = update.report()
-                images_per_second = progress.report(done, report)
-                log.train(done, report, images_per_second)
+                log.train(done, report, progress.report(done, report))
                 if report.skip_streak >= settings.max_skip_streak:
                     progress.fail(report.streak_message(update.metrics.recent_norms.tolist()))
                     return 1
