@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -255,7 +256,11 @@ def _with_image(source: Path | bytes, name: str, use: Callable[[_Opened], T]) ->
 def _opened(path: Path, name: str) -> IO[bytes]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{name} is {'a folder' if path.is_dir() else 'no regular file'}")
+            if path.is_dir():
+                raise UserError(
+                    f"{name} is a folder{'' if os.access(path, os.R_OK | os.X_OK) else ' that cannot be looked into'}"
+                )
+            raise UserError(f"{name} is no regular file")
         return path.open("rb")
     except FileNotFoundError as error:
         what = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "missing"

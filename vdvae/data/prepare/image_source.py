@@ -59,9 +59,10 @@ class Pictures:
                 yield exactly(tar, size), f"{name} in {self.path}"
 
 
-def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]:
+def find_pictures(path: Path, suffixes: tuple[str, ...], once: bool = True) -> tuple[Pictures, int]:
     """The files with these endings in a tar, or in a folder and below it as `files_below` has them, in the order of
-    their names; and how many other files there are. Names that begin with a dot are left out.
+    their names; and how many other files there are. Names that begin with a dot are left out, and with `once` all hard
+    links to a file but the first.
     """
     if path.is_file():
         with reading(path):
@@ -69,7 +70,7 @@ def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]
         chosen = [file for file in listed if file[0].lower().endswith(suffixes) and not file[0].startswith(".")]
         places = [(offset, size) for _, offset, size in chosen]
         return Pictures(path, [name for name, _, _ in chosen], places), len(listed) - len(chosen)
-    names, others = files_below(path, suffixes)
+    names, others = files_below(path, suffixes, once)
     return Pictures(path, names), others
 
 
