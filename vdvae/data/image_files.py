@@ -23,7 +23,7 @@ from torch.nn.functional import interpolate
 
 from vdvae.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
 GRAY = ("1", "L", "LA", "I", "I;16")
 COLOUR = ("P", "RGB", "RGBA")
 BACKGROUNDS = {"black": 0, "white": 255}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from vdvae.data.storage import Images, pieces
 from vdvae.errors import UserError
 from vdvae.runtime import processes
 
+MOST_KINDS = 5
+"""So many kinds of other files are told."""
 Decode = Callable[[Path | bytes, str], Images]
 """From a file, and what messages call it, to uint8 [H, W, C]."""
 
@@ -72,6 +75,14 @@ def find_pictures(path: Path, suffixes: tuple[str, ...], once: bool = True) -> t
         return Pictures(path, [name for name, _, _ in chosen], places), len(listed) - len(chosen)
     names, others = files_below(path, suffixes, once)
     return Pictures(path, names), others
+
+
+def other_kinds(folder: Path, suffixes: tuple[str, ...]) -> str:
+    """What else there is in a folder and below it, in words, as `3 .heic, 1 .gif`; empty where there is nothing."""
+    others = (Path(name).suffix.lower() for name in files_below(folder)[0] if not name.lower().endswith(suffixes))
+    kinds = Counter(others).most_common()
+    told = [f"{count:,} {kind or 'without an ending'}" for kind, count in kinds[:MOST_KINDS]]
+    return ", ".join(told + ["others"] * (len(kinds) > MOST_KINDS))
 
 
 def is_number(name: str) -> bool:
