@@ -76,7 +76,7 @@ def open_inputs(
     """
     image_shape = (model.image_size, model.image_size, model.image_channels)
     storage: Storage
-    if any(path.suffix.lower() in (".npy", ".npz") for path in paths):
+    if any(path.suffix.lower() in (".npy", ".npz") and not path.is_dir() for path in paths):
         if len(paths) > 1:
             raise UserError("give one .npy or .npz, or image files and folders")
         storage = _array(paths[0])
