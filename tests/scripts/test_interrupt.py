@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, Command
 from vdvae.errors import CommandLine
 
-FILES = [*ROOT.glob("scripts/*.py"), *ROOT.glob("experiments/*.py")]
+FILES = [ROOT / "train.py", *ROOT.glob("scripts/*.py"), *ROOT.glob("experiments/*.py")]
 COMMANDS = sorted(str(path.relative_to(ROOT)) for path in FILES if "CommandLine(" in path.read_text())
 
 
