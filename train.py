@@ -21,7 +21,7 @@ from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config, with_absolute_root
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Splits, load_splits
-from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.launch import read_launch
 from vdvae.run.checkpoint import Best, Checkpoint
@@ -37,6 +37,7 @@ from vdvae.runtime.processes import World, exit_on_lost_process
 from vdvae.training.update import Update
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
     with ExitStack() as held:

@@ -23,7 +23,7 @@ from vdvae.data.prepare.sources import from_array
 from vdvae.data.prepare.write import prepared_before, write_set
 from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 
 NAME = "photographs16"
 SIZE = 16
@@ -64,6 +64,7 @@ PACKAGES = {"skimage": ("scikit-image", "skimage/data"), "sklearn": ("scikit-lea
 OPENCV = Path("/usr/share/doc/opencv-doc")
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Prepares the set, and prints what there is now."""
     parser = CommandLine(description="Prepares crops of the photographs that three packages ship.")

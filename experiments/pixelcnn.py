@@ -35,7 +35,7 @@ from vdvae import fast
 from vdvae.command_line import ModelCommandLine, check_at_least_one, find_model, open_model
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.prepared import Split
-from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.errors import UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.batches import measured
 from vdvae.evaluation.grids import grid, save_png
 from vdvae.evaluation.nll import evaluate
@@ -159,6 +159,7 @@ class Figures(NamedTuple):
     """By the images drawn at once: the median time that these take, divided by their number."""
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Trains unless that is done, measures, prints a table, and writes a picture and, where asked to, JSON."""
     fast.keep_freed_memory()

@@ -17,7 +17,7 @@ from paper.markdown import markdown
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.runtime.device import now
 from vdvae.runtime.results import prepare_result, write_result
@@ -505,6 +505,7 @@ def two_panels(height: float, **options: Any) -> tuple[Figure, Any]:
     return figure, figure.subplots(1, 2, **options)
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Measures, prints, and writes what was asked for."""
     parser = CommandLine(description="The propositions of Child (2020) on models small enough to be computed exactly.")

@@ -32,7 +32,7 @@ from measuring.work import evaluation, sampling, setting_of, training
 from vdvae.command_line import add_device, add_json, check_at_least_one
 from vdvae.config import Config, load_config
 from vdvae.data.prepared import load_splits
-from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.runtime.device import describe, pick_device
 from vdvae.runtime.precision import PRECISIONS
 from vdvae.runtime.results import prepare_result, write_result
@@ -60,6 +60,7 @@ ROWS = {
 REPEATS = {"train": 20, "sample": 10, "evaluate": 10}
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Reads the command line, measures, prints a table, and writes JSON where asked to."""
     with exit_on_user_error():

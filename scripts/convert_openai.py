@@ -12,7 +12,7 @@ from pathlib import Path
 from vdvae.config import Config
 from vdvae.data.prepared import load_splits
 from vdvae.data.splits import DATASETS
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.files import from_here
 from vdvae.released.exporting import export_run
 from vdvae.released.four_files import ReleasedSet
@@ -21,6 +21,7 @@ from vdvae.released.importing import import_released
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Converts, and prints what there is now."""
     parser = CommandLine(description="Converts runs from and to the four files of the released code.")

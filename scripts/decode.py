@@ -15,12 +15,13 @@ from torch import Tensor
 
 from vdvae import VDVAE
 from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
-from vdvae.errors import UserError, exit_on_user_error
+from vdvae.errors import UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.grids import to_uint8
 from vdvae.evaluation.image_output import check_output, write_images
 from vdvae.files import NpzArray, open_npz
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes the images and prints where."""
     parser = ModelCommandLine(description="Turns latents into images; layers without latents come from the prior.")

@@ -18,10 +18,11 @@ from vdvae import VDVAE, command_line
 from vdvae.command_line import ModelCommandLine
 from vdvae.data.loader import read_ahead
 from vdvae.data.prepared import Split
-from vdvae.errors import exit_on_user_error
+from vdvae.errors import exit_on_interrupt, exit_on_user_error
 from vdvae.files import write_npz
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes the latents, however many, in little memory, and prints what there is."""
     parser = ModelCommandLine(description="Turns images into an .npz of latents.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from vdvae import fast
 from vdvae.command_line import SPLITS, ModelCommandLine, add_json, check_at_least_one, find_model
-from vdvae.errors import UserError, exit_on_bad_image, exit_on_user_error
+from vdvae.errors import UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.nll import NLL, ImportanceWeighted, evaluate, evaluate_importance_weighted
 from vdvae.launch import read_launch
 from vdvae.released.releases import release_of
@@ -22,6 +22,7 @@ from vdvae.runtime.precision import set_matmul_precision
 from vdvae.runtime.results import prepare_result, write_result
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Prints a table, and writes it as JSON where asked to."""
     parser = ModelCommandLine(description="Measures the exact NLL, in fp32: every image of a split once.")

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from vdvae.command_line import add_device, check_folder
 from vdvae.config import load_config
 from vdvae.data.loader import first_images
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation import figures
 from vdvae.evaluation.active_units import latent_variables
 from vdvae.evaluation.grids import reconstruction_grid, save_png
@@ -29,6 +29,7 @@ from vdvae.runtime.device import pick_device
 from vdvae.runtime.precision import set_matmul_precision
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes what there is something to draw for, prints the paths, and on stderr what is left out."""
     parser = CommandLine(description="Draws the figures of a run, as PNG files and for TensorBoard; needs matplotlib.")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from vdvae.command_line import ModelCommandLine, check_file, layers_of, open_images, open_model
 from vdvae.data.loader import first_images
-from vdvae.errors import UserError, exit_on_user_error
+from vdvae.errors import UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.grids import LOW_TEMPERATURE, grid, interpolation, save_gif, save_png
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes the picture and prints its path."""
     parser = ModelCommandLine(description="Draws a strip (.png) or an animation (.gif) between two images.")

@@ -13,10 +13,11 @@ from pathlib import Path
 from vdvae import command_line
 from vdvae.command_line import SPLITS, ModelCommandLine
 from vdvae.data.loader import first_images
-from vdvae.errors import exit_on_user_error
+from vdvae.errors import exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.grids import LOW_TEMPERATURE, reconstruction_grid, save_png
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes a PNG and prints its path."""
     parser = ModelCommandLine(description="Reconstructs images from the latents up to each resolution, as a grid.")

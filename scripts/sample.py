@@ -16,13 +16,14 @@ from torch import Tensor
 
 from vdvae import VDVAE, fast
 from vdvae.command_line import ModelCommandLine, check_at_least_one, open_model, parse_temperature, with_noise
-from vdvae.errors import UserError, exit_on_user_error
+from vdvae.errors import UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.grids import TEMPERATURES, sample_grid, save_png
 from vdvae.evaluation.image_output import check_output, write_images
 from vdvae.model.arguments import Temperature
 from vdvae.runtime.precision import PRECISIONS, autocast, set_matmul_precision
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Writes the samples and prints where."""
     parser = ModelCommandLine(description="Draws samples: a .png grid, an .npz, or a folder of PNGs.")

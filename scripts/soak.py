@@ -28,7 +28,7 @@ from tqdm import tqdm
 from vdvae import VDVAE
 from vdvae.command_line import add_json, check_at_least_one
 from vdvae.config import load_config
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.run import checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
@@ -250,6 +250,7 @@ TRIALS = {trial.__name__: trial for trial in (kill, kill_one_of_two, hosts, stal
 """From a folder, the number of kills and a source of chance to figures; `passed` is among them."""
 
 
+@exit_on_interrupt()
 def main() -> None:
     """Runs the trials one after the other, and prints and writes their figures."""
     parser = CommandLine(description="Kills, cuts off and restarts small runs, and compares.")

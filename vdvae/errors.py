@@ -52,6 +52,17 @@ def exit_on_bad_image() -> Iterator[None]:
         sys.exit(2)
 
 
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Ends a command on which Ctrl-C was pressed in one line, with exit status 130; decorates its `main`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_first():
+            print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+
+
 def one_line(text: str) -> str:
     """A text in one line that can be printed, whatever a file in it is called."""
     return " ".join(text.split()).encode(errors="backslashreplace").decode()

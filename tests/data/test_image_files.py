@@ -6,6 +6,8 @@ import io
 import os
 import random
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from tests.conftest import refuses
+from tests.conftest import ROOT, refuses
 from vdvae.data.image_files import Header, fit, read_header, read_picture
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -234,6 +236,10 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "truncated WebP": (encoded(COLOUR, "WEBP")[:-60], "damaged"),
     "truncated BMP": (encoded(COLOUR, "BMP")[:-60], "damaged"),
     "truncated palette": (palette_png()[:-40], "damaged"),
+    "half the rows": (png_of(bytes(3 * 28), 9, 6, 8, 2), "damaged rows end early"),
+    "half the rows of a palette": (png_of(bytes(3 * 10), 9, 6, 8, 3, GRAY_PALETTE), "damaged rows end early"),
+    "no palette": (raw_png(LEVELS // 4, 4, 3), "damaged palette"),
+    "colours beyond the palette": (raw_png(LEVELS, 8, 3, GRAY_PALETTE), "damaged colour palette"),
     "a header only": (encoded(COLOUR)[:20], "damaged"),
     "text": (b"hello", "no image PNG JPEG WebP BMP"),
     "empty": (b"", "no image empty"),
@@ -391,3 +397,36 @@ def test_any_damage_is_told_in_words() -> None:
                     read(bytes(damaged), "x")
                 except UserError as error:
                     assert str(error).startswith("x ")
+
+
+def test_black_rows_at_the_end_are_no_damage() -> None:
+    black = np.zeros((6, 9, 3), np.uint8)
+    for pixels in (black, black[..., :1]):
+        assert np.array_equal(read_picture(encoded(pixels), "x"), pixels)
+
+
+@pytest.mark.parametrize(("key", "shown"), [(0xFF00, 0), (0xFF01, 1), (1, 1), (0, 0)])
+def test_the_key_of_one_bit_is_its_lowest(key: int, shown: int) -> None:
+    bits = np.arange(54).reshape(6, 9, 1) % 2
+    content = raw_png(bits, 1, 0, trns(key))
+    assert np.array_equal(read_picture(content, "x", 7), np.where(bits == shown, 7, bits * 255))
+
+
+def test_a_bmp_whose_alpha_is_zero_everywhere_is_opaque() -> None:
+    """As programs write it that fill in no alpha, though the header names it."""
+    pixels = np.concatenate([COLOUR[::-1, :, ::-1], np.zeros((6, 9, 1), np.uint8)], -1)
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 124, 9, 6, 1, 32, 3, pixels.size, 2835, 2835, 0, 0) + masks
+    start = b"BM" + struct.pack("<IHHI", 138 + pixels.size, 0, 0, 138)
+    assert np.array_equal(read_picture(start + header.ljust(124, b"\0") + pixels.tobytes(), "x"), COLOUR)
+
+
+def test_pillow_says_nothing_of_broken_exif(tmp_path: Path) -> None:
+    """On stderr, where a command's own lines are."""
+    (tmp_path / "x.jpg").write_bytes(encoded(COLOUR, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x09\0\x12\x01"))
+    code = "import vdvae.data.image_files as files; print(files.read_header(files.Path('x.jpg'), 'x'))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=env
+    )
+    assert (done.stdout, done.stderr) == ("Header(height=6, width=9, channels=3)\n", "")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import refuses
 from tests.data.conftest import Prepare
@@ -139,3 +140,26 @@ def test_wrong_channels(tiny: Config) -> None:
     model = replace(tiny.model, image_channels=3)
     with refuses("1 model.image_channels 3", UserError):
         load_splits(tiny.data, model)
+
+
+def test_images_that_are_read_where_they_lie(tmp_path: Path, prepare: Prepare) -> None:
+    """Their folder may move, their list be edited, and one of them change."""
+    images = archives.ffhq1024(tmp_path)["train.txt"]
+    assert prepare("ffhq1024", "--from", tmp_path, "--partial")[0] == 0
+    data, model = DataConfig("ffhq1024", str(tmp_path / "data")), load_config("ffhq1024", []).model
+    names = tmp_path / "data/ffhq1024/train.txt"
+    told = names.read_text()
+    names.write_bytes(told.encode("utf-8-sig"))
+    splits = load_splits(data, model)
+    assert np.array_equal(splits.train.read(np.array([0]))[0], images[splits.train.rows[0]])
+    names.write_bytes(told.replace("64996", "\xe9").encode("latin-1"))
+    with refuses(f"{names} not UTF-8 prepare again", UserError):
+        load_splits(data, model)
+    names.write_text(told)
+    folder = tmp_path / "images1024x1024"
+    Image.new("RGBA", (1024, 1024)).save(folder / "65000/65000.png")
+    with pytest.raises(UserError, match=r"65000\.png is partly transparent; put a colour"):
+        splits.test.read(np.arange(4))
+    folder.rename(tmp_path / "moved")
+    with refuses("folder gone prepare again", UserError):
+        load_splits(data, model)

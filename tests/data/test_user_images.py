@@ -58,6 +58,9 @@ def test_bad_images(folder: Path, tmp_path: Path, tiny: Config) -> None:
     iio.imwrite(wide, np.zeros((28, 40), np.uint8))
     iio.imwrite(small, np.zeros((20, 20), np.uint8))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "phone/a").mkdir(parents=True)
+    for name in ("1.HEIC", "a/2.heic", "a/notes"):
+        (tmp_path / "phone" / name).touch()
     arrays: dict[str, tuple[Any, str]] = {
         "floats.npy": (np.zeros((2, 28, 28, 1), np.float32), "floats.npy uint8"),
         "floats.npz": (np.zeros((2, 28, 28, 1), np.float32), "floats.npz uint8 [N, H, W, C] 255 float32"),
@@ -105,7 +108,30 @@ def test_bad_images(folder: Path, tmp_path: Path, tiny: Config) -> None:
         ([tmp_path / "none.png"], "none.png"),
         ([tmp_path / "nowhere.npz"], "nowhere.npz"),
         ([tmp_path / "empty"], "empty PNG JPEG"),
+        ([tmp_path / "phone"], "phone PNG JPEG but 2 .heic, 1 without an ending convert"),
         ([folder, tmp_path / "floats.npz"], ".npy .npz image"),
     ):
         with refuses(words, UserError):
             open_inputs(paths, tiny.model)
+
+
+def test_all_damaged_images_are_told_before_anything_is_computed(folder: Path, tiny: Config) -> None:
+    """Their headers are whole."""
+    for name in ("0/0.png", "1/3.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-60])
+    with refuses(f"2 of 5 --skip_bad {folder}/0/0.png {folder}/1/3.png damaged", UserError):
+        open_inputs([folder], tiny.model)
+    assert len(open_inputs([folder], tiny.model, skip_bad=True)[1]) == 3
+
+
+def test_what_a_folder_has_besides_images_is_told(
+    folder: Path, tiny: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "0/0.png").rename(folder / "0/0.JFIF")
+    for name in ("a.gif", "b.GIF", "1/Thumbs.db"):
+        (folder / name).touch()
+    split, names = open_inputs([folder], tiny.model)
+    assert (len(split), names[0]) == (5, str(folder / "0/0.JFIF"))
+    assert capsys.readouterr().err == (
+        f"{folder}: leaving out 3 files that are no PNG, JPEG, WebP or BMP: 2 .gif, 1 .db\n"
+    )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
+import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,14 +25,18 @@ from torch.nn.functional import interpolate
 
 from vdvae.errors import UserError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp")
 GRAY = ("1", "L", "LA", "I", "I;16")
 COLOUR = ("P", "RGB", "RGBA")
 BACKGROUNDS = {"black": 0, "white": 255}
+BACKGROUND = "--background white (or black) puts a colour behind it"
 MOST_PIXELS = 10**9
 """A larger image would need more memory than most machines have."""
 MOST_LINES = 50
 """So many bad images are listed in an error."""
+
+# What Pillow finds odd in EXIF or an animation is ignored here or refused; `catch_warnings` is not for threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.(Tiff|Png)ImagePlugin")
 
 Array = NDArray[np.uint8]
 T = TypeVar("T")
@@ -119,7 +126,7 @@ def read_header(source: Path | bytes, name: str) -> Header:
     return _with_image(source, name, look)
 
 
-def read_picture(source: Path | bytes, name: str, background: int | None = None) -> Array:
+def read_picture(source: Path | bytes, name: str, background: int | None = None, remedy: str = BACKGROUND) -> Array:
     """Decodes an image.
 
     Palettes are applied; of 16 bits per channel the upper 8 are kept; EXIF orientation is followed.
@@ -128,6 +135,7 @@ def read_picture(source: Path | bytes, name: str, background: int | None = None)
         source: a path, or the file's bytes.
         name: what messages call it.
         background: 0 to 255, put behind transparent images; without one they are refused.
+        remedy: what to do with these.
 
     Returns:
         uint8 [H, W, 1] for gray and [H, W, 3] for colour.
@@ -140,7 +148,7 @@ def read_picture(source: Path | bytes, name: str, background: int | None = None)
         turn = TURNS.get(_orientation(opened), lambda pixels: pixels)
         pixels, alpha = _planes(opened)
         if alpha is not None:
-            pixels = _without_alpha(pixels, alpha, name, background)
+            pixels = _without_alpha(pixels, alpha, name, background, remedy)
         return np.require(turn(pixels), requirements=("C", "W"))
 
     return _with_image(source, name, decode)
@@ -255,7 +263,11 @@ def _with_image(source: Path | bytes, name: str, use: Callable[[_Opened], T]) ->
 def _opened(path: Path, name: str) -> IO[bytes]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(f"{name} is {'a folder' if path.is_dir() else 'no regular file'}")
+            if path.is_dir():
+                raise UserError(
+                    f"{name} is a folder{'' if os.access(path, os.R_OK | os.X_OK) else ' that cannot be looked into'}"
+                )
+            raise UserError(f"{name} is no regular file")
         return path.open("rb")
     except FileNotFoundError as error:
         what = f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "missing"
@@ -315,21 +327,54 @@ def _planes(opened: _Opened) -> tuple[Array, Array | None]:
     """Decodes to uint8 [H, W, 1] or [H, W, 3], and to the opacity, uint8 [H, W, 1], where there may be transparency."""
     image, start = opened.image, opened.start
     pixels, key = np.asarray(image), image.info.get("transparency")
+    if isinstance(image, PngImageFile) and not (start[28] or pixels[-1].any()):
+        _check_is_whole(opened)
     if image.mode == "P":
         return _through_palette(image, pixels, key)
     pixels, alpha = np.atleast_3d(pixels), None  # [H, W, C]
     if image.mode in ("LA", "RGBA"):
+        if isinstance(image, BmpImageFile) and not pixels[..., -1].any():  # as programs write it that know no alpha
+            return pixels[..., :3], None
         return pixels[..., :1] if _is_gray(opened) else pixels[..., :3], pixels[..., -1:]
     if image.mode == "1":
         pixels = pixels * np.uint8(255)
     if key is not None and start.startswith(PNG):  # the one level or colour that is transparent
         depth = start[24]
         exact = _all_bits(opened, pixels) if image.mode == "RGB" and depth == 16 else pixels
+        if depth == 1:  # Pillow looks at all its 16 bits
+            key = _lowest_byte_of_key(opened.file)
         level = np.bitwise_and(key, 2**depth - 1) * (255 // (2**depth - 1) if depth < 8 else 1)
         alpha = np.where((exact == level).all(-1, keepdims=True), np.uint8(0), np.uint8(255))
     if image.mode in ("I", "I;16"):
         pixels = (pixels >> 8).astype(np.uint8)
     return pixels, alpha
+
+
+def _check_is_whole(opened: _Opened) -> None:
+    """Raises `ValueError` where the stream of a PNG that is not interlaced ends before its last row, which Pillow then
+    leaves black; it refuses interlaced ones itself.
+    """
+    width, height = opened.image.size
+    bits = opened.start[24] * {2: 3, 4: 2, 6: 4}.get(opened.start[25], 1)  # depth and colour type
+    expected = height * (1 + -(-width * bits // 8))
+    stream = zlib.decompressobj()
+    found = 0
+    for kind, start, end in _png_chunks(opened.file):
+        if kind == b"IDAT":
+            opened.file.seek(start + 8)
+            content = opened.file.read(end - start - 12)
+            while content:
+                found += len(stream.decompress(content, 1 << 20))
+                content = stream.unconsumed_tail
+    if found < expected:
+        raise ValueError("its rows end early")
+
+
+def _lowest_byte_of_key(file: IO[bytes]) -> int:
+    """Of the one level that a gray PNG has as transparent."""
+    (end,) = (end for kind, _, end in _png_chunks(file) if kind == b"tRNS")
+    file.seek(end - 5)
+    return file.read(1)[0]
 
 
 def _all_bits(opened: _Opened, upper: Array) -> NDArray[np.uint16]:
@@ -351,16 +396,18 @@ def _through_palette(image: ImageFile, indices: Array, key: int | bytes | None) 
     elif key is not None:
         opacity[: len(key), 0] = np.frombuffer(key, np.uint8)
     used = np.array(image.histogram()) > 0
+    if used[len(palette) :].any():
+        raise ValueError("it has pixels of a colour that its palette has not")
     shown = colours[used & (opacity[:, 0] > 0)]
     channels = 1 if (shown == shown[:, :1]).all() else 3
     return colours[:, :channels][indices], None if key is None else opacity[indices]
 
 
-def _without_alpha(pixels: Array, alpha: Array, name: str, background: int | None) -> Array:
+def _without_alpha(pixels: Array, alpha: Array, name: str, background: int | None, remedy: str) -> Array:
     if alpha.min() == 255:
         return pixels
     if background is None:
-        raise UserError(f"{name} is partly transparent; --background white (or black) puts a colour behind it")
+        raise UserError(f"{name} is partly transparent; {remedy}")
     shown = np.empty_like(pixels)
     for row, (colours, levels) in enumerate(zip(pixels, alpha, strict=True)):  # float64 of all would be large
         opacity = levels / 255.0

@@ -137,7 +137,16 @@ def _open(folder: Path, name: str, manifest: Manifest) -> Storage:
     storage: Storage
     if path.suffix == ".txt":
         assert manifest.folder is not None
-        storage = PictureFiles(Path(manifest.folder), path.read_text().splitlines(), manifest.image_shape)
+        if not Path(manifest.folder).is_dir():
+            raise UserError(
+                f"the folder {manifest.folder} of the images is gone; put it back, or prepare the set again from where "
+                "it is now"
+            )
+        try:
+            names = path.read_text("utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8; prepare the set again") from error
+        storage = PictureFiles(Path(manifest.folder), names, manifest.image_shape)
     else:
         storage = NpyFile(path)
     expected = (manifest.files[name].count, *manifest.image_shape)

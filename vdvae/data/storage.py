@@ -92,7 +92,7 @@ class PictureFiles:
         return np.stack([self._picture(self.folder / self.names[row]) for row in rows.tolist()])
 
     def _picture(self, path: Path) -> Images:
-        picture = read_picture(path, str(path))
+        picture = read_picture(path, str(path), remedy="put a colour behind it, or restore the file")
         check_shape(picture.shape, self.shape[1:], str(path))
         return picture
 

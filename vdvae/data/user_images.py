@@ -9,21 +9,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vdvae.data.image_files import (
-    BACKGROUNDS,
-    SUFFIXES,
-    check_channels,
-    check_fits,
-    read_fitted,
-    read_header,
-    refuse_bad,
-)
-from vdvae.data.prepare.image_source import find_pictures
+from vdvae.data.ahead import in_order, threads
+from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, read_fitted, refuse_bad
+from vdvae.data.prepare.image_source import find_pictures, other_kinds
 from vdvae.data.prepared import Split
 from vdvae.data.storage import Images, NpyFile, Pixels, Rows, Storage
 from vdvae.errors import UserError, one_line
 from vdvae.files import check_is_itself
 from vdvae.model.config import ModelConfig
+from vdvae.runtime import processes
 
 
 class FittedPictures:
@@ -41,21 +35,20 @@ class FittedPictures:
         """See `Storage`."""
         return np.stack([self._picture(self.paths[row]) for row in rows.tolist()])
 
-    def find_bad(self, decode: bool) -> dict[str, str]:
-        """What is wrong with those that cannot be taken, by path; without `decode`, as far as their headers show it."""
-        bad = {}
-        _, size, _, channels = self.shape
-        for path in tqdm(self.paths, "looking at images", unit="image", leave=False, disable=None):
-            try:
-                if decode:
-                    self._picture(path)
-                else:
-                    header = read_header(path, str(path))
-                    check_fits(header, size, self.crop, str(path))
-                    check_channels(header.channels, channels, str(path))
-            except UserError as error:
-                bad[str(path)] = str(error)
-        return bad
+    def find_bad(self) -> dict[str, str]:
+        """What is wrong with those that cannot be taken, by path; all are decoded, side by side."""
+        workers = processes.cores_per_process()
+        with threads(workers) as pool:
+            problems = in_order(pool, self._problem, self.paths, ahead=2 * workers)
+            watched = tqdm(problems, "looking at images", len(self.paths), unit="image", leave=False, disable=None)
+            return {str(path): problem for path, problem in zip(self.paths, watched, strict=True) if problem}
+
+    def _problem(self, path: Path) -> str:
+        try:
+            self._picture(path)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def _picture(self, path: Path) -> Images:
         _, size, _, channels = self.shape
@@ -65,26 +58,25 @@ class FittedPictures:
 def open_inputs(
     paths: list[Path], model: ModelConfig, crop: bool = False, background: str | None = None, skip_bad: bool = False
 ) -> tuple[Split, list[str]]:
-    """Opens images without decoding them; but image files are looked at, all of them.
+    """Opens images; files are all decoded once, so that nothing has been computed where one cannot be taken.
 
     Args:
         paths: image files and folders of such, in this order; or one .npy, or .npz with `arr_0`, uint8 [N, H, W, C].
         model: what they are for. Larger square files are scaled down, gray ones repeated where it takes colour.
         crop: whether to take the middle square of files that are not square.
         background: what to put behind transparent files: a key of `BACKGROUNDS`.
-        skip_bad: whether to leave out image files that cannot be taken, and to print them on stderr; to find them, all
-            are decoded.
+        skip_bad: whether to leave out image files that cannot be taken, and to print them on stderr.
 
     Returns:
         the images, and a name for each.
 
     Raises:
-        UserError: nothing there, arrays that are not such as the model takes, or files of which the headers show that
-            they cannot be taken, all of them.
+        UserError: nothing there, arrays that are not such as the model takes, or files that cannot be taken, all of
+            them.
     """
     image_shape = (model.image_size, model.image_size, model.image_channels)
     storage: Storage
-    if any(path.suffix.lower() in (".npy", ".npz") for path in paths):
+    if any(path.suffix.lower() in (".npy", ".npz") and not path.is_dir() for path in paths):
         if len(paths) > 1:
             raise UserError("give one .npy or .npz, or image files and folders")
         storage = _array(paths[0])
@@ -97,8 +89,10 @@ def open_inputs(
     else:
         files = [file for path in paths for file in _files(path)]
         if not files:
-            raise UserError(f"{', '.join(map(str, paths))}: no PNG, JPEG, WebP or BMP there")
-        bad = FittedPictures(files, image_shape, crop, background).find_bad(decode=skip_bad)
+            there = ", ".join(filter(None, (other_kinds(path, SUFFIXES) for path in paths)))
+            but = f", but {there}; convert them" if there else ""
+            raise UserError(f"{', '.join(map(str, paths))}: no PNG, JPEG, WebP or BMP there{but}")
+        bad = FittedPictures(files, image_shape, crop, background).find_bad()
         if not skip_bad or len(bad) == len(files):
             refuse_bad(bad, len(files))
         for reason in bad.values():
@@ -109,9 +103,14 @@ def open_inputs(
 
 
 def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return [path / name for name in find_pictures(path, SUFFIXES)[0].names]
-    return [path]
+    """A file, or those in a folder; what is left out of it is told on stderr, unless it is all."""
+    if not path.is_dir():
+        return [path]
+    pictures, others = find_pictures(path, SUFFIXES)
+    if others and pictures.names:
+        left_out = f"leaving out {others:,} files that are no PNG, JPEG, WebP or BMP: {other_kinds(path, SUFFIXES)}"
+        tqdm.write(one_line(f"{path}: {left_out}"), sys.stderr)
+    return [path / name for name in pictures.names]
 
 
 def _array(path: Path) -> Storage:

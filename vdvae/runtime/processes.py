@@ -136,9 +136,8 @@ def exit_on_lost_process() -> Iterator[None]:
         if not is_lost_process(error):
             raise
         rank, reason = read_launch().rank, " ".join(str(error).split())[:200]
-        print(
-            f"error: process {rank} lost the others; the same command resumes ({reason})", file=sys.stderr, flush=True
-        )
+        told = f"error: process {rank} lost the others; where none of them says why, the same command resumes"
+        print(f"{told} ({reason})", file=sys.stderr, flush=True)
         os._exit(1)  # with threads that wait for the others, sys.exit might never return
 
 

@@ -195,7 +195,8 @@ def test_names_of_images_may_say_their_split(tmp_path: Path, prepare: Prepare) -
     status, _, err = prepare(*arguments)
     assert status == 2
     says(err, "test_0 train_1 train, valid test")
-    iio.imwrite(tmp_path / "in/harbour.png", images[0])  # one name that says nothing: no such layout
+    for i, image in enumerate(images):  # most names say nothing: no such layout
+        iio.imwrite(tmp_path / "in" / f"harbour_{i}.png", image)
     assert prepare(*arguments)[0] == 0
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.conftest import refuses
+from vdvae.data.image_files import read_header
 from vdvae.data.prepare.walk import files_below
 from vdvae.data.prepare.write import identity
+from vdvae.errors import UserError
 
 HERE = ["a/1.png", "a/2.PNG", "b/c/3.png"]
 
@@ -65,6 +70,43 @@ def test_the_order_in_which_a_disk_has_them_does_not_matter(folder: Path) -> Non
             (root / f"link{i}").symlink_to(folder / "a")
         found.add(tuple(files_below(root)[0]))
     assert found == {(*(f"{i}/{i}.png" for i in range(6)), "link0/1.png", "link0/2.PNG")}
+
+
+@pytest.mark.parametrize("name", ["@eaDir/1.png", "$RECYCLE.BIN", "__MACOSX", "lost+found", "#recycle"])
+def test_folders_of_the_system_are_left_out(name: str, folder: Path) -> None:
+    for place in (folder / name, folder / "b" / name):
+        place.mkdir(parents=True)
+        (place / "SYNOPHOTO_THUMB_M.png").touch()
+    assert files_below(folder, (".png",)) == (HERE, 1)
+
+
+def test_hard_links_count_once_where_that_is_wanted(folder: Path) -> None:
+    for name in ("a/0.png", "b/z.png"):
+        os.link(folder / "a/1.png", folder / name)
+    (folder / "gone.png").symlink_to("nowhere")
+    everything = sorted([*HERE, "a/0.png", "b/z.png", "gone.png"])
+    assert files_below(folder, (".png",)) == (everything, 1)
+    assert files_below(folder, (".png",), once=True) == (["a/0.png", "a/2.PNG", "b/c/3.png", "gone.png"], 1)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_told_where_it_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root may look into any, it is refused here."""
+    scandir = os.scandir
+
+    def refusing(place: str) -> Any:
+        if place.endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(place)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert files_below(folder, (".png",)) == (["a/1.png", "a/2.PNG", "b"], 0)
+    with refuses("b is a folder that cannot be looked into", UserError):
+        read_header(folder / "b", "b")
+    with pytest.raises(PermissionError):
+        files_below(folder / "b")
 
 
 def test_identity_changes_with_the_files_that_matter(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,8 @@ from vdvae.data.storage import Images, pieces
 from vdvae.errors import UserError
 from vdvae.runtime import processes
 
+MOST_KINDS = 5
+"""So many kinds of other files are told."""
 Decode = Callable[[Path | bytes, str], Images]
 """From a file, and what messages call it, to uint8 [H, W, C]."""
 
@@ -59,9 +62,10 @@ class Pictures:
                 yield exactly(tar, size), f"{name} in {self.path}"
 
 
-def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]:
+def find_pictures(path: Path, suffixes: tuple[str, ...], once: bool = True) -> tuple[Pictures, int]:
     """The files with these endings in a tar, or in a folder and below it as `files_below` has them, in the order of
-    their names; and how many other files there are. Names that begin with a dot are left out.
+    their names; and how many other files there are. Names that begin with a dot are left out, and with `once` all hard
+    links to a file but the first.
     """
     if path.is_file():
         with reading(path):
@@ -69,8 +73,16 @@ def find_pictures(path: Path, suffixes: tuple[str, ...]) -> tuple[Pictures, int]
         chosen = [file for file in listed if file[0].lower().endswith(suffixes) and not file[0].startswith(".")]
         places = [(offset, size) for _, offset, size in chosen]
         return Pictures(path, [name for name, _, _ in chosen], places), len(listed) - len(chosen)
-    names, others = files_below(path, suffixes)
+    names, others = files_below(path, suffixes, once)
     return Pictures(path, names), others
+
+
+def other_kinds(folder: Path, suffixes: tuple[str, ...]) -> str:
+    """What else there is in a folder and below it, in words, as `3 .heic, 1 .gif`; empty where there is nothing."""
+    others = (Path(name).suffix.lower() for name in files_below(folder)[0] if not name.lower().endswith(suffixes))
+    kinds = Counter(others).most_common()
+    told = [f"{count:,} {kind or 'without an ending'}" for kind, count in kinds[:MOST_KINDS]]
+    return ", ".join(told + ["others"] * (len(kinds) > MOST_KINDS))
 
 
 def is_number(name: str) -> bool:

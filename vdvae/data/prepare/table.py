@@ -65,13 +65,13 @@ def _imagenet(size: int, newer_train: str) -> tuple[Form, Form]:
 
 
 def _png_images(path: Path, size: int) -> Source:
-    pictures, _ = find_pictures(path, (".png",))
+    pictures, _ = find_pictures(path, (".png",), once=False)
     return decoded(pictures, (size, size, 3))
 
 
 def _ffhq1024(paths: list[Path]) -> Sources:
     """FFHQ-1024 by number, as the paper splits it, whatever folders the files are in."""
-    pictures, _ = find_pictures(paths[0], (".png",))
+    pictures, _ = find_pictures(paths[0], (".png",), once=False)
     names = [name for name in pictures.names if is_number(name)]
     train = [name for name in names if int(Path(name).stem) < DATASETS["ffhq1024"].counts["train.txt"]]
     test = sorted(set(names) - set(train))

@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+NOT_THEIRS = ("@eadir", "#recycle", "$recycle.bin", "system volume information", "__macosx", "lost+found", "lost.dir")
+"""Folders, in lower case, that systems and disks put beside a person's files: thumbnails, and what was deleted."""
 
-def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> tuple[list[str], int]:
+
+def files_below(folder: Path, suffixes: tuple[str, ...] = ("",), once: bool = False) -> tuple[list[str], int]:
     """The files with these endings in a folder and below it, whatever the case, and how many other files there are.
 
     Links are followed, but not up to a folder that they lie in. A real folder is entered once, and a real file counts
     once, by its own name rather than a link's, and by the first link's if it lies elsewhere. A link that leads nowhere
-    counts as a file, so that who reads it can say so. Names that begin with a dot are left out.
+    counts as a file, and so does a folder that cannot be looked into, so that who reads it can say so. Names that begin
+    with a dot are left out, and folders such as @eaDir and $RECYCLE.BIN.
+
+    Args:
+        folder: where to look.
+        suffixes: the endings, in lower case.
+        once: whether of a file's hard links only the first counts, by name.
 
     Returns:
         the names, relative to the folder and sorted, and the number of others.
+
+    Raises:
+        OSError: the folder itself cannot be looked into.
     """
     found: list[str] = []
     others = 0
@@ -32,10 +44,17 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> tuple[list[s
             entered.add(place)
             real_folders.append((within, place))
         within, place = real_folders.pop()
-        with os.scandir(place) as entries:
+        try:
+            entries = os.scandir(place)
+        except OSError:
+            if not within:
+                raise
+            found.append(within.removesuffix("/"))
+            continue
+        with entries:
             for entry in entries:
                 name = within + entry.name
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name.lower() in NOT_THEIRS:
                     continue
                 if entry.is_symlink():
                     real = os.path.realpath(entry.path)
@@ -62,4 +81,17 @@ def files_below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> tuple[list[s
         elif not itself and real not in elsewhere:
             elsewhere.add(real)
             found.append(name)
-    return sorted(found), others
+    found.sort()
+    return _first_links(folder, found) if once else found, others
+
+
+def _first_links(folder: Path, names: list[str]) -> list[str]:
+    """Those that are no hard link to an earlier one."""
+    seen: dict[object, str] = {}
+    for name in names:
+        try:
+            about = (folder / name).stat()
+            seen.setdefault((about.st_dev, about.st_ino), name)
+        except OSError:  # a link that leads nowhere
+            seen[name] = name
+    return list(seen.values())
