@@ -42,6 +42,8 @@ class Manifest:
     splits: Rules
     folder: str | None = None
     """Where the image files of a .txt list are."""
+    identity: str | None = None
+    """What changes when a file that it was made from does; None in sets of older versions."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -20,8 +20,11 @@ from tests.data.conftest import Prepare, contents, tiny_model
 from tests.data.prepare.archives import random_images
 from vdvae import VDVAE
 from vdvae.config import Config, DataConfig, load_config
+from vdvae.data import image_files
+from vdvae.data.image_files import Header
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
+from vdvae.data.prepare import folder as folder_module
 from vdvae.data.prepare import fragment, image_source
 from vdvae.data.prepare.image_source import Decoded, Pictures
 from vdvae.data.prepared import Splits, load_splits
@@ -415,6 +418,110 @@ def test_a_killed_preparation_remembers_what_was_bad(
     assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), good)
 
 
+@pytest.mark.parametrize("readable", [(False, True), (True, False)])
+def test_an_image_that_is_bad_in_one_attempt_only(
+    readable: tuple[bool, bool], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network disk: after a kill, every row still is the image of its name, and each image has one row."""
+    images = random_images(30, 16)
+    write(tmp_path / "in", images)
+    monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * 16 * 16 * 3)
+    monkeypatch.setattr("vdvae.data.prepare.write.FLUSH_EVERY", 1)
+    header, decode = image_files.read_header, image_source._decode
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", "--skip_bad"]
+
+    def attempt(readable: bool, last: str) -> int:
+        def read_header(path: Path, name: str) -> Header:
+            if path.name == "003.png" and not readable:
+                raise UserError(f"{name} cannot be read")
+            return header(path, name)
+
+        def until(pictures: Pictures, *more: Any) -> Decoded:
+            if last in pictures.names:
+                raise KeyboardInterrupt
+            return decode(pictures, *more)
+
+        monkeypatch.setattr(folder_module, "read_header", read_header)
+        monkeypatch.setattr(image_source, "_decode", until)
+        return prepare(*arguments)[0]
+
+    assert attempt(readable[0], "020.png") == 130
+    assert json.loads((tmp_path / "data/.mine.preparing/journal.json").read_text())["done"]["images.npy"] > 3
+    assert attempt(readable[1], "none") == 0
+    names = json.loads((tmp_path / "data/mine/images.names.json").read_text())
+    assert names == [f"{i:03}.png" for i in range(30) if readable[1] or i != 3]
+    assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), images[[int(name[:3]) for name in names]])
+
+
+def overwrite(path: Path) -> None:
+    """By an image of the same size, with the same number of bytes."""
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: overwrite(folder / "003.png"),
+        lambda folder: (folder / "003.png").rename(folder / "003a.png"),
+        lambda folder: (folder / "003.png").unlink(),
+        lambda folder: write(folder / "more", random_images(1, 16)),
+        lambda folder: iio.imwrite(folder / "bad.png", random_images(1, 16)[0]),
+    ],
+)
+@pytest.mark.parametrize("skip_bad", [[], ["--skip_bad"]])
+def test_a_folder_that_has_changed_is_not_prepared_before(
+    skip_bad: list[str], change: Callable[[Path], None], tmp_path: Path, prepare: Prepare
+) -> None:
+    """Be it that a bad image was mended."""
+    write(tmp_path / "in", random_images(10, 16))
+    if skip_bad:
+        (tmp_path / "in/bad.png").write_text("hello")
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", *skip_bad]
+    assert prepare(*arguments)[0] == 0
+    assert "prepared before" in prepare(*arguments)[1]
+    change(tmp_path / "in")
+    before = contents(tmp_path)
+    status, out, err = prepare(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    says(err, "in has changed since data/mine was prepared another --name move it away")
+    assert contents(tmp_path) == before
+
+
+def test_skip_bad_that_left_out_nothing_makes_no_other_set(tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 16))
+    for given, later in (([], ["--skip_bad"]), (["--skip_bad"], [])):
+        arguments = ["folder", "in", "--name", f"mine{len(given)}", "--config", f"mine{len(given)}.yaml"]
+        assert prepare(*arguments, *given)[0] == 0
+        assert "prepared before" in prepare(*arguments, *later)[1]
+    (tmp_path / "in/bad.png").write_text("hello")
+    arguments = ["folder", "in", "--name", "other", "--config", "other.yaml"]
+    assert prepare(*arguments, "--skip_bad")[0] == 0
+    status, _, err = prepare(*arguments)  # which would refuse the folder
+    assert (status, "data/other holds another set" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("other", "expected"), [([], (0, "prepared before")), (["--seed", 3], (2, "another set"))])
+def test_another_process_was_faster(
+    other: list[object], expected: tuple[int, str], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes while this one looks at the images: that is the set, if it is the same."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    look, others = folder_module._look, [other]
+
+    def look_while_another_prepares(*given: Any) -> Any:
+        looked = look(*given)
+        if others:
+            prepare(*arguments, *others.pop())
+        return looked
+
+    monkeypatch.setattr(folder_module, "_look", look_while_another_prepares)
+    status, out, err = prepare(*arguments)
+    assert status == expected[0]
+    says(out + err, f"data/mine {expected[1]}")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+
+
 def odd_one(folder: Path) -> None:
     iio.imwrite(folder / "in/003.png", random_images(1, 30)[0])
 
@@ -539,6 +646,7 @@ def test_a_set_of_an_older_version_is_recognised(tmp_path: Path, prepare: Prepar
     file = tmp_path / "data/mine/dataset.json"
     content = json.loads(file.read_text())
     assert content["source"] == f"10 images of {tmp_path / 'in'}, --seed 3 --held_out 0.1 --bits 8"
+    del content["identity"]
     content["source"] = (
         f"10 images of {tmp_path / 'in'}, FolderOptions(name='mine', size=None, crop=False, background=None, seed=3, "
         "held_out=0.1, bits=8)"

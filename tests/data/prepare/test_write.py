@@ -21,7 +21,7 @@ from tests.data.prepare import archives
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare import write as write_module
 from vdvae.data.prepare.sources import Source
-from vdvae.data.prepare.write import locked, write_set
+from vdvae.data.prepare.write import PreparedMeanwhileError, locked, write_set
 from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -104,6 +104,50 @@ def test_other_sources_start_over(interrupted: Path, tmp_path: Path) -> None:
     source, started = source_that_ends_after(99, die)
     make(tmp_path, source)
     assert started == [0]
+
+
+def test_nothing_of_another_attempt_comes_into_a_set(interrupted: Path, tmp_path: Path) -> None:
+    """Neither of other sources, nor where the journal is gone."""
+    for journal in (interrupted / "journal.json", None):
+        (interrupted / "train.npy").write_text("of a split that is no more")
+        journal.write_text(journal.read_text().replace('"x"', '"y"')) if journal else None
+        make(tmp_path, source_that_ends_after(99, die)[0])
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["dataset.json", "images.npy"]
+        (tmp_path / "x").rename(interrupted)
+        (interrupted / "dataset.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        b"",
+        b"{",
+        b"\0" * 99,
+        b"\xff",
+        b"null",
+        b"[]",
+        b"7",
+        b"[" * 99999,
+        b"{}",
+        b'{"made_of": ["x"], "done": null, "bad": 3}',
+    ],
+)
+def test_a_damaged_journal_starts_over(journal: bytes, interrupted: Path, tmp_path: Path) -> None:
+    (interrupted / "journal.json").write_bytes(journal)
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [0]
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def test_another_process_was_faster(tmp_path: Path) -> None:
+    """Nothing is decoded again, and no hidden copy stays."""
+    make(tmp_path, source_that_ends_after(99, die)[0])
+    source, started = source_that_ends_after(99, die)
+    with refuses("another process prepared x meanwhile", PreparedMeanwhileError):
+        make(tmp_path, source)
+    assert started == []
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
 @pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 300), Path.unlink])

@@ -47,6 +47,12 @@ class Staging(NamedTuple):
         """Where that is noted."""
         return self.folder / "journal.json"
 
+    def begin(self) -> None:
+        """Clears what was not left by an attempt at the same."""
+        if self._noted() is None:
+            for path in self.folder.iterdir():
+                path.unlink()
+
     def done(self) -> dict[str, int]:
         """Images of each file that are safely on the disk."""
         return dict(self._content()["done"])
@@ -66,10 +72,21 @@ class Staging(NamedTuple):
             journal.write(json.dumps(content).encode())
 
     def _content(self) -> dict[str, Any]:
-        content = json.loads(self.journal.read_text()) if self.journal.is_file() else {}
-        if content.get("made_of") != self.made_of or "bad" not in content:
-            return {"made_of": self.made_of, "done": {}, "bad": {}}
-        return dict(content)
+        return self._noted() or {"made_of": self.made_of, "done": {}, "bad": {}}
+
+    def _noted(self) -> dict[str, Any] | None:
+        """The journal; None where there is none of the same, or a damaged one."""
+        try:
+            content = json.loads(self.journal.read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        if not isinstance(content, dict) or content.get("made_of") != self.made_of:
+            return None
+        return content if all(isinstance(content.get(key), dict) for key in ("done", "bad")) else None
+
+
+class PreparedMeanwhileError(UserError):
+    """Another process has prepared the same target since this one looked."""
 
 
 def prepared_before(target: Path) -> Manifest | None:
@@ -105,10 +122,16 @@ def write_set(
     Raises:
         UserError: the sources are not as they should be, in which case nothing is kept; or they cannot be written, in
             which case the same call goes on.
+        PreparedMeanwhileError: the target holds a set by now.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.preparing")) as folder:
+        if prepared_before(target) is not None:
+            raise PreparedMeanwhileError(
+                f"another process has prepared {target} meanwhile; the same command says what it has"
+            )
         staging = Staging(folder, json.loads(json.dumps(made_of)))
+        staging.begin()
         done = staging.done()
         _check_space(folder, sources, image_shape, done)
         try:
