@@ -22,6 +22,8 @@ class File:
 
     count: int
     sha256: str
+    names_sha256: str | None = None
+    """Of the list of its images' names beside it; None where there is none, and in sets of older versions."""
 
 
 @dataclass(frozen=True)

@@ -522,6 +522,51 @@ def test_another_process_was_faster(
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
 
 
+def test_damaged_images_do_not_make_a_gray_set_colour(tmp_path: Path, prepare: Prepare) -> None:
+    """But one that can be decoded does."""
+    write(tmp_path / "in/a", random_images(10, 32, 1))
+    write(tmp_path / "in/b", random_images(2, 32))
+    for path in (tmp_path / "in/b").iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    arguments = ["folder", "in", "--config"]
+    status, out, _ = prepare(*arguments, "gray.yaml", "--name", "gray", "--skip_bad")
+    assert (status, out.count("left out: in/b/00")) == (0, 2)
+    assert np.array_equal(np.load(tmp_path / "data/gray/images.npy"), random_images(10, 32, 1))
+    status, _, err = prepare(*arguments, "all.yaml", "--name", "all")
+    assert (status, err.count("damaged")) == (2, 2)
+    write(tmp_path / "in/c", random_images(1, 32))
+    assert prepare(*arguments, "colour.yaml", "--name", "colour", "--skip_bad")[0] == 0
+    assert np.load(tmp_path / "data/colour/images.npy").shape == (11, 32, 32, 3)
+
+
+NAMES = [f"{i:03}.png" for i in range(10)]
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [None, "", "[", "null", "7", "{}", json.dumps(NAMES[1:]), json.dumps([*NAMES[1:], 7]), json.dumps(NAMES[::-1])],
+)
+def test_names_are_verified(names: str | None, older: bool, tmp_path: Path, prepare: Prepare) -> None:
+    """By their checksum; a set of an older version has none, but a name for each image."""
+    write(tmp_path / "in", random_images(10, 16))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    file = tmp_path / "data/mine/dataset.json"
+    if older:
+        content = json.loads(file.read_text())
+        del content["files"]["images.npy"]["names_sha256"]
+        file.write_text(json.dumps(content))
+    assert prepare("verify", "data/mine")[0] == 0
+    beside = tmp_path / "data/mine/images.names.json"
+    beside.unlink() if names is None else beside.write_text(names)
+    status, _, err = prepare("verify", "data/mine")
+    if older and names in (None, json.dumps(NAMES[::-1])):  # nothing tells
+        assert status == 0
+    else:
+        assert (status, err.count("\n")) == (2, 1)
+        says(err, "data/mine/images.names.json")
+
+
 def odd_one(folder: Path) -> None:
     iio.imwrite(folder / "in/003.png", random_images(1, 30)[0])
 
@@ -613,6 +658,21 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         ["in", "--config", "mine"],
         lambda folder: None,
         "--config mine .yaml",
+    ),
+    "--to that is a file": (
+        ["in", "--to", "in/000.png"],
+        lambda folder: None,
+        "in/000.png no folder another --to",
+    ),
+    "--to below a file": (
+        ["in", "--to", "in/000.png/data"],
+        lambda folder: None,
+        "in/000.png no folder another --to",
+    ),
+    "--to that leads nowhere": (
+        ["in", "--to", "there"],
+        lambda folder: (folder / "there").symlink_to("nowhere"),
+        "there no folder another --to",
     ),
     "another set": (
         ["in"],

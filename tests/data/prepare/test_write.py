@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -191,6 +192,48 @@ def test_too_little_space_is_said_before_anything_is_written(
     assert status == 2
     says(err, "error: data 1 MB free 2 MB --to")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [20 * 8 * 8 * 3, 8 * 8 * 3])
+def test_what_is_written_has_its_room(
+    free: int, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was written but not noted when the disk was full: 39 images here, of which 20 are noted."""
+    if free < 20 * 8 * 8 * 3:
+        with (interrupted / "images.npy").open("ab") as file:
+            file.write(bytes(19 * 8 * 8 * 3))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free - 8 * 8 * 3))
+    with pytest.raises(OSError, match="make room"):
+        make(tmp_path, source_that_ends_after(99, die)[0])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [20]
+
+
+def test_a_disk_that_is_full_when_the_file_is_closed(tmp_path: Path) -> None:
+    """Some of the pixels are in memory until then."""
+    child = get_context("fork").Process(target=fill_the_disk, args=(tmp_path,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    child.join()
+    says(
+        (tmp_path / "said").read_text(), f"cannot write {tmp_path}/.x.preparing/images.npy large kept the same command"
+    )
+    source, _ = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def fill_the_disk(folder: Path) -> None:
+    """Prepares where no file may have over 1,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        make(folder, source_that_ends_after(99, die)[0])
+    except OSError as error:
+        (folder / "said").write_text(str(error))
 
 
 def test_verify(tmp_path: Path, prepare: Prepare) -> None:

@@ -91,8 +91,7 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
     shape, bad = _look(parts, options)
     good = {file: [name for name in part.names if name not in bad[file]] for file, part in parts.items()}
     _rules({file: len(good[file]) if options.skip_bad else part.count for file, part in parts.items()}, options)
-    background = BACKGROUNDS[options.background] if options.background else None
-    load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=background)
+    load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=_level(options))
     sources = {file: decoded(Pictures(source, good[file]), shape, load, leave_out=True) for file in parts}
 
     def manifest(files: dict[str, File]) -> Manifest:
@@ -134,6 +133,11 @@ def _check_same(
             f"{source} has changed since {target} was prepared from it, which stays as it is; choose another --name, "
             "or move it away"
         )
+
+
+def _level(options: FolderOptions) -> int | None:
+    """What stands behind transparent images."""
+    return BACKGROUNDS[options.background] if options.background else None
 
 
 def _with_bad_ones(options: FolderOptions) -> FolderOptions:
@@ -211,19 +215,40 @@ def _look(parts: dict[str, Pictures], options: FolderOptions) -> tuple[tuple[int
     if not sides:
         refuse_bad(_reasons(parts, bad), sum(part.count for part in parts.values()))
     size, count = sides.most_common(1)[0]
-    size, channels, example = options.size or size, 1, ""
+    size, example = options.size or size, ""
     for file, part in parts.items():
         for name, header in headers[file].items():
             if options.size is None and min(header[:2]) != size:
                 bad[file][name] = f"{part.path / name} is {header.width} x {header.height}"
             else:
                 example = example or str(part.path / name)
-                channels = max(channels, header.channels)
     others = f"and {count:,} others, such as {example}, are {size} x {size}; --size brings them to one size"
     for file in parts:
         for name in bad[file].keys() & headers[file].keys():
             bad[file][name] = f"{bad[file][name]}, {others}"
-    return (size, size, channels), bad
+    return (size, size, _channels(parts, headers, bad, size, options)), bad
+
+
+def _channels(
+    parts: dict[str, Pictures],
+    headers: dict[str, dict[str, Header]],
+    bad: dict[str, dict[str, str]],
+    size: int,
+    options: FolderOptions,
+) -> int:
+    """3 if there is an image in colour that can be decoded, else 1; those tried that cannot are added to the bad."""
+    for file, part in parts.items():
+        for name, header in headers[file].items():
+            if header.channels == 1 or name in bad[file]:
+                continue
+            path = part.path / name
+            try:
+                read_fitted(path, str(path), size, options.crop, header.channels, _level(options))
+            except UserError as error:
+                bad[file][name] = str(error)
+            else:
+                return header.channels
+    return 1
 
 
 def _reasons(parts: dict[str, Pictures], bad: dict[str, dict[str, str]]) -> dict[str, str]:
