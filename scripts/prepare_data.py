@@ -79,14 +79,14 @@ def prepare_own(args: argparse.Namespace) -> None:
     """Prepares a folder of images, and writes the preset that goes with it."""
     torch.set_num_threads(1)  # scaling one image is so little that threads mostly wait for each other
     config = args.config or PRESETS / f"{args.name}.yaml"
-    check_fragment(config)
+    check_fragment(config, args.name, args.to)
     crop = args.crop is not None
     options = FolderOptions(
         args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits, args.skip_bad
     )
     manifest, before = prepare_folder(args.source, args.to, options)
-    write_fragment(manifest, args.to, config)
     print_summary(manifest, before, args.to, drawn(manifest))
+    write_fragment(manifest, args.to, config)
     hps = config.stem if config.parent == PRESETS else config
     command = ["python", str(from_here(TRAIN)), "--hps", f"{BASE},{hps}"]
     if is_checkouts(args.to) and not is_default(args.to):  # then the preset does not say where the set is

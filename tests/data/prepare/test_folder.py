@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
 from vdvae.data.prepare import folder as folder_module
 from vdvae.data.prepare import fragment, image_source
+from vdvae.data.prepare.fragment import check_fragment, write_fragment
 from vdvae.data.prepare.image_source import Decoded, Pictures
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
@@ -260,7 +262,7 @@ def test_links_that_lead_nowhere(tmp_path: Path, prepare: Prepare) -> None:
     arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
     assert prepare(*arguments)[0] == 0
     (tmp_path / "in/x.png").symlink_to("nowhere")
-    status, _, err = prepare(*arguments[:3], "other", *arguments[4:])
+    status, _, err = prepare("folder", "in", "--name", "other", "--config", "other.yaml")
     assert status == 2
     says(err, "in/x.png link to nowhere --skip_bad")
     (tmp_path / "in/Train").symlink_to("nowhere")
@@ -351,7 +353,8 @@ def test_all_bad_images_are_told_at_once(size: list[object], tmp_path: Path, pre
     assert prepare("verify", "data/mine")[0] == 0
 
     write(tmp_path / "good", random_images(10, 32))
-    assert prepare("folder", "good", *arguments[2:], "--to", "other")[0] == 0
+    arguments = ["folder", "good", "--name", "mine", "--config", "other.yaml", "--to", "other", *size]
+    assert prepare(*arguments)[0] == 0
     there = tmp_path / "other/mine/images.npy"
     assert there.read_bytes() == (tmp_path / "data/mine/images.npy").read_bytes()
 
@@ -412,7 +415,7 @@ def test_a_killed_preparation_remembers_what_was_bad(
     status, out, _ = prepare(*arguments, "--skip_bad")
     assert (status, out.count("left out: ")) == (0, 3)
     assert decoded[0] == "016.png"
-    assert prepare(*arguments, "--skip_bad", "--to", "undisturbed")[0] == 0
+    assert prepare(*arguments[:-1], "other.yaml", "--skip_bad", "--to", "undisturbed")[0] == 0
     assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
     good = np.delete(random_images(30, 16), (3, 11, 25), 0)
     assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), good)
@@ -567,6 +570,89 @@ def test_names_are_verified(names: str | None, older: bool, tmp_path: Path, prep
         says(err, "data/mine/images.names.json")
 
 
+MADE = "# Made by scripts/prepare_data.py"
+
+
+@pytest.mark.parametrize(
+    ("edit", "early"),
+    [
+        (lambda text: text + "train:\n  batch_size: 4\n", True),
+        (lambda text: text.replace("dataset: mine", "dataset: other"), True),
+        (lambda text: text.replace("/data", "/elsewhere"), True),
+        (lambda text: text.replace("variant: null", "variant: null\n  resident: true"), True),
+        (lambda text: MADE, True),
+        (lambda text: f"{MADE}\nmodel: [", True),
+        (lambda text: f"{MADE}\n7", True),
+        (lambda text: text.replace("enc_blocks: ", "enc_blocks: 16x9,"), False),
+        (lambda text: text.replace("bits: 8", "bits: 5"), False),
+        (lambda text: text.replace("input_shift: -", "input_shift: -1"), False),
+    ],
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_edited_fragment_stays(
+    prepared: bool, edit: Callable[[str], str], early: bool, tmp_path: Path, prepare: Prepare
+) -> None:
+    """And so does that of another set; where the set tells before it is prepared, nothing is."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    assert prepare(*arguments)[0] == 0
+    config = tmp_path / "mine.yaml"
+    edited = edit(config.read_text())
+    assert edited != config.read_text()
+    config.write_text(edited)
+    if not prepared:
+        (tmp_path / "data").rename(tmp_path / "gone")
+    before = contents(tmp_path)
+    status, out, err = prepare(*arguments)
+    assert (status, err.count("\n"), config.read_text()) == (2, 1, edited)
+    says(err, "mine.yaml data/mine another --config move it away")
+    assert (early, early) == (out == "", contents(tmp_path) == before) or (prepared and not early)
+
+
+def test_a_fragment_that_says_the_same_stays(tmp_path: Path, prepare: Prepare) -> None:
+    """With what a person noted in it, also where the set is prepared anew, as by somebody who got the fragment."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    assert prepare(*arguments)[0] == 0
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"{config.read_text()}# harbours\n")
+    before = contents(tmp_path)
+    (tmp_path / "data").rename(tmp_path / ".gone")
+    assert prepare(*arguments)[0] == 0
+    assert {**contents(tmp_path / "data"), "mine.yaml": config.read_bytes()}.items() >= {
+        name.removeprefix("data/"): content for name, content in before.items() if not name.startswith("in/")
+    }.items()
+
+
+@pytest.mark.parametrize("name", ["\udcff.yaml", "a\nb.yaml", "é 'quoted\".yaml", "there\udcff/mine.yaml"])
+def test_any_config_will_do(name: str, tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 16))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    root = (tmp_path / "data").rename(tmp_path / "da\udcfeta")
+    for _ in range(2):
+        check_fragment(tmp_path / name, "mine", root)
+        write_fragment(read_manifest(root / "mine"), root, tmp_path / name)
+    config = load_config(f"cifar10,{tmp_path / name}", [])
+    assert (config.data.root, len(load_splits(config.data, config.model).train)) == (f"{tmp_path}/da\udcfeta", 6)
+
+
+def test_a_disk_that_is_full_at_the_fragment(tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half of it stays, and the same command goes on."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fragment, "pixel_statistics", lambda split: patched.setattr("os.fsync", full) or (1.0, 2.0))
+        status, _, err = prepare(*arguments)
+    assert (status, err) == (2, "error: [Errno 28] No space left on device: 'mine.yaml'\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "in"]
+    assert prepare(*arguments)[0] == 0
+    assert (tmp_path / "mine.yaml").is_file()
+
+
 def odd_one(folder: Path) -> None:
     iio.imwrite(folder / "in/003.png", random_images(1, 30)[0])
 
@@ -648,6 +734,21 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         ["in", "--config", "mine.yaml"],
         lambda folder: (folder / "mine.yaml").write_text("train: {lr: 1}"),
         "mine.yaml script",
+    ),
+    "a configuration that is no text": (
+        ["in", "--config", "mine.yaml"],
+        lambda folder: (folder / "mine.yaml").write_bytes(b"\xff\xfe"),
+        "mine.yaml script",
+    ),
+    "a configuration that is a folder": (
+        ["in", "--config", "mine.yaml"],
+        lambda folder: write(folder / "mine.yaml", random_images(1, 8)),
+        "mine.yaml script",
+    ),
+    "a configuration below a file": (
+        ["in", "--config", "in/000.png/mine.yaml"],
+        lambda folder: None,
+        "in/000.png no folder another --config",
     ),
     "the configuration of a preset": (
         ["in", "--name", "fashion"],
