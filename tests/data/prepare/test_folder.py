@@ -501,6 +501,9 @@ def test_skip_bad_that_left_out_nothing_makes_no_other_set(tmp_path: Path, prepa
     assert prepare(*arguments, "--skip_bad")[0] == 0
     status, _, err = prepare(*arguments)  # which would refuse the folder
     assert (status, "data/other holds another set" in err) == (2, True)
+    iio.imwrite(tmp_path / "in/bad.png", random_images(1, 16)[0])
+    status, _, err = prepare(*arguments)
+    assert (status, "in has changed since data/other was prepared" in err) == (2, True)
 
 
 @pytest.mark.parametrize(("other", "expected"), [([], (0, "prepared before")), (["--seed", 3], (2, "another set"))])

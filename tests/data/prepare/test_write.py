@@ -22,7 +22,7 @@ from tests.data.prepare import archives
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare import write as write_module
 from vdvae.data.prepare.sources import Source
-from vdvae.data.prepare.write import PreparedMeanwhileError, locked, write_set
+from vdvae.data.prepare.write import PreparedMeanwhileError, identity, locked, write_set
 from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -158,6 +158,16 @@ def test_what_was_written_may_be_gone(damage: Callable[[Path], None], interrupte
     make(tmp_path, source)
     assert started == [0]
     assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def test_a_file_that_can_be_read_again_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content and times are the same."""
+    (tmp_path / "a.png").write_text("a")
+    before = identity(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda path, mode: False)  # root may read whatever its mode is
+        assert identity(tmp_path) != before
+    assert identity(tmp_path) == before
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -122,17 +122,16 @@ def _check_same(
     images out is another.
     """
     told = re.fullmatch(r"([\d,]+) images of (.*?)( --skip_bad)?( \([\d,]+ left out\))?", before.source, re.DOTALL)
-    if (
-        told is None
-        or told[2] not in (f"{source.resolve()}, {_with_bad_ones(options)}", f"{source.resolve()}, {options!r}")
-        or (told[4] and not options.skip_bad)
-    ):
-        raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
-    if told[1] != count or before.identity not in (None, made_from):
+    number, settings, _, left_out = told.groups() if told else ("", "", "", "")
+    older = f"{source.resolve()}, {options!r}"  # as it was written until November 2026
+    is_same = settings in (f"{source.resolve()}, {_with_bad_ones(options)}", older)
+    if is_same and (number != count or before.identity not in (None, made_from)):
         raise UserError(
             f"{source} has changed since {target} was prepared from it, which stays as it is; choose another --name, "
             "or move it away"
         )
+    if not is_same or (left_out and not options.skip_bad):
+        raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
 
 
 def _level(options: FolderOptions) -> int | None:

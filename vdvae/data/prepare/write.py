@@ -174,6 +174,7 @@ def identity(path: Path, names: Sequence[str] | None = None) -> list[Any]:
         with suppress(OSError):  # of a link that leads nowhere
             stat = (path / name).stat()
             digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+            digest.update(b"" if os.access(path / name, os.R_OK) else b"unreadable\0")
             size += stat.st_size
     return [str(path.resolve()), len(names), size, digest.hexdigest()]
 
