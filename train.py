@@ -37,7 +37,7 @@ from vdvae.runtime.processes import World, exit_on_lost_process
 from vdvae.training.update import Update
 
 
-@exit_on_interrupt()
+@exit_on_interrupt("the same command goes on from the newest checkpoint")
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
     with ExitStack() as held:
@@ -57,14 +57,10 @@ def main() -> None:
                 resumed = directory.open(config, splits.manifest.checksums())
                 changed = changed_settings(directory, config)
                 directory.create(config)
-        try:
-            with exit_on_lost_process(), exit_on_bad_image():
-                world = processes.start(device, config.train.timeout_minutes)
-                status = run(config, splits, directory, resumed, changed, world, args)
-                processes.stop()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command resumes from the newest checkpoint", file=sys.stderr)
-            status = 130
+        with exit_on_lost_process(), exit_on_bad_image():
+            world = processes.start(device, config.train.timeout_minutes)
+            status = run(config, splits, directory, resumed, changed, world, args)
+            processes.stop()
     sys.exit(status)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vdvae.command_line import check_at_least_one, check_folder
-from vdvae.errors import CommandLine, UserError, exit_on_user_error
+from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.figures import check_matplotlib
 from vdvae.evaluation.grids import save_png
 from vdvae.files import atomic_write
@@ -37,35 +37,32 @@ from paper.spec import Experiment, as_typed, commands_for_data, load_experiment
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@exit_on_interrupt("the same command goes on")
 def main() -> None:
     """Trains what is missing, then gathers, draws and prints."""
-    try:
-        with exit_on_user_error():
-            args = command_line().parse_args()
-            check_at_least_one(args, "seeds", "jobs")
-            read_launch()  # which results say
-            experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
-            if args.commands:
-                train = ["python", as_typed(ROOT / "train.py")]
-                commands = [*commands_for_data(experiment.runs), *([*train, *run.arguments] for run in experiment.runs)]
-                print("\n".join(map(shlex.join, commands)))
-                return
-            check_matplotlib()
-            out = args.out or (args.run / "figures" if args.run else args.runs)
-            check_folder(out)
-            if args.run:
-                experiment = experiment.of(args.run)
-            if args.judge:
-                judge_again(experiment, out)
-                return
-            if experiment.makes_runs and not args.gather:
-                if first := commands_for_data(run for run in experiment.runs if not has_ended(run.directory)):
-                    raise UserError(f"a data set is missing; first {' and '.join(map(shlex.join, first))}")
-                train_all(ROOT / "train.py", experiment.runs, args.jobs)
-            show(experiment, gather(experiment), out)
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with exit_on_user_error():
+        args = command_line().parse_args()
+        check_at_least_one(args, "seeds", "jobs")
+        read_launch()  # which results say
+        experiment = load_experiment(ROOT / "experiments", args.name, args.scale, args.seeds, args.runs)
+        if args.commands:
+            train = ["python", as_typed(ROOT / "train.py")]
+            commands = [*commands_for_data(experiment.runs), *([*train, *run.arguments] for run in experiment.runs)]
+            print("\n".join(map(shlex.join, commands)))
+            return
+        check_matplotlib()
+        out = args.out or (args.run / "figures" if args.run else args.runs)
+        check_folder(out)
+        if args.run:
+            experiment = experiment.of(args.run)
+        if args.judge:
+            judge_again(experiment, out)
+            return
+        if experiment.makes_runs and not args.gather:
+            if first := commands_for_data(run for run in experiment.runs if not has_ended(run.directory)):
+                raise UserError(f"a data set is missing; first {' and '.join(map(shlex.join, first))}")
+            train_all(ROOT / "train.py", experiment.runs, args.jobs)
+        show(experiment, gather(experiment), out)
 
 
 def command_line() -> CommandLine:

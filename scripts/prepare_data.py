@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 
 import torch
@@ -22,28 +21,25 @@ from vdvae.data.prepare.fragment import BASE, check_fragment, is_checkouts, writ
 from vdvae.data.prepare.official import prepare_official
 from vdvae.data.prepare.table import FORMS
 from vdvae.data.prepare.write import verify
-from vdvae.errors import CommandLine, exit_on_user_error
+from vdvae.errors import CommandLine, exit_on_interrupt, exit_on_user_error
 from vdvae.files import from_here
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 
+@exit_on_interrupt("the same command goes on")
 def main() -> None:
     """Prepares, and prints what there is now."""
-    try:
-        with exit_on_user_error():
-            args = command_line().parse_args()
-            if args.what == "verify":
-                print(f"{args.folder}: every file is as it was prepared, {counts(verify(args.folder))}")
-            elif args.what == "folder":
-                prepare_own(args)
-            else:
-                print_summary(*prepare_official(args.what, args.given, args.to, args.partial), args.to)
-                if not (is_checkouts(args.to) and is_default(args.to)):
-                    print(f"to train on it, set {shlex.quote(f'data.root={args.to.absolute()}')}")
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    with exit_on_user_error():
+        args = command_line().parse_args()
+        if args.what == "verify":
+            print(f"{args.folder}: every file is as it was prepared, {counts(verify(args.folder))}")
+        elif args.what == "folder":
+            prepare_own(args)
+        else:
+            print_summary(*prepare_official(args.what, args.given, args.to, args.partial), args.to)
+            if not (is_checkouts(args.to) and is_default(args.to)):
+                print(f"to train on it, set {shlex.quote(f'data.root={args.to.absolute()}')}")
 
 
 def command_line() -> CommandLine:
@@ -79,14 +75,14 @@ def prepare_own(args: argparse.Namespace) -> None:
     """Prepares a folder of images, and writes the preset that goes with it."""
     torch.set_num_threads(1)  # scaling one image is so little that threads mostly wait for each other
     config = args.config or PRESETS / f"{args.name}.yaml"
-    check_fragment(config)
+    check_fragment(config, args.name, args.to)
     crop = args.crop is not None
     options = FolderOptions(
         args.name, args.size, crop, args.background, args.seed, args.held_out, args.bits, args.skip_bad
     )
     manifest, before = prepare_folder(args.source, args.to, options)
-    write_fragment(manifest, args.to, config)
     print_summary(manifest, before, args.to, drawn(manifest))
+    write_fragment(manifest, args.to, config)
     hps = config.stem if config.parent == PRESETS else config
     command = ["python", str(from_here(TRAIN)), "--hps", f"{BASE},{hps}"]
     if is_checkouts(args.to) and not is_default(args.to):  # then the preset does not say where the set is

@@ -53,13 +53,17 @@ def exit_on_bad_image() -> Iterator[None]:
 
 
 @contextmanager
-def exit_on_interrupt() -> Iterator[None]:
-    """Ends a command on which Ctrl-C was pressed in one line, with exit status 130; decorates its `main`."""
+def exit_on_interrupt(and_then: str = "") -> Iterator[None]:
+    """Ends a command on which Ctrl-C was pressed in one line, with exit status 130; decorates its `main`.
+
+    Args:
+        and_then: what the same command does, where it goes on.
+    """
     try:
         yield
     except KeyboardInterrupt:
         if is_first():
-            print("\nstopped", file=sys.stderr)
+            print("\n" + "; ".join(filter(None, ("stopped", and_then))), file=sys.stderr)
         sys.exit(130)
 
 

@@ -22,6 +22,8 @@ class File:
 
     count: int
     sha256: str
+    names_sha256: str | None = None
+    """Of the list of its images' names beside it; None where there is none, and in sets of older versions."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Manifest:
     splits: Rules
     folder: str | None = None
     """Where the image files of a .txt list are."""
+    identity: str | None = None
+    """What changes when a file that it was made from does; None in sets of older versions."""
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

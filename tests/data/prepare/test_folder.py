@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable
@@ -20,9 +21,13 @@ from tests.data.conftest import Prepare, contents, tiny_model
 from tests.data.prepare.archives import random_images
 from vdvae import VDVAE
 from vdvae.config import Config, DataConfig, load_config
+from vdvae.data import image_files
+from vdvae.data.image_files import Header
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
+from vdvae.data.prepare import folder as folder_module
 from vdvae.data.prepare import fragment, image_source
+from vdvae.data.prepare.fragment import check_fragment, write_fragment
 from vdvae.data.prepare.image_source import Decoded, Pictures
 from vdvae.data.prepared import Splits, load_splits
 from vdvae.data.storage import Images
@@ -258,7 +263,7 @@ def test_links_that_lead_nowhere(tmp_path: Path, prepare: Prepare) -> None:
     arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
     assert prepare(*arguments)[0] == 0
     (tmp_path / "in/x.png").symlink_to("nowhere")
-    status, _, err = prepare(*arguments[:3], "other", *arguments[4:])
+    status, _, err = prepare("folder", "in", "--name", "other", "--config", "other.yaml")
     assert status == 2
     says(err, "in/x.png link to nowhere --skip_bad")
     (tmp_path / "in/Train").symlink_to("nowhere")
@@ -349,7 +354,8 @@ def test_all_bad_images_are_told_at_once(size: list[object], tmp_path: Path, pre
     assert prepare("verify", "data/mine")[0] == 0
 
     write(tmp_path / "good", random_images(10, 32))
-    assert prepare("folder", "good", *arguments[2:], "--to", "other")[0] == 0
+    arguments = ["folder", "good", "--name", "mine", "--config", "other.yaml", "--to", "other", *size]
+    assert prepare(*arguments)[0] == 0
     there = tmp_path / "other/mine/images.npy"
     assert there.read_bytes() == (tmp_path / "data/mine/images.npy").read_bytes()
 
@@ -410,10 +416,245 @@ def test_a_killed_preparation_remembers_what_was_bad(
     status, out, _ = prepare(*arguments, "--skip_bad")
     assert (status, out.count("left out: ")) == (0, 3)
     assert decoded[0] == "016.png"
-    assert prepare(*arguments, "--skip_bad", "--to", "undisturbed")[0] == 0
+    assert prepare(*arguments[:-1], "other.yaml", "--skip_bad", "--to", "undisturbed")[0] == 0
     assert contents(tmp_path / "data") == contents(tmp_path / "undisturbed")
     good = np.delete(random_images(30, 16), (3, 11, 25), 0)
     assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), good)
+
+
+@pytest.mark.parametrize("readable", [(False, True), (True, False)])
+def test_an_image_that_is_bad_in_one_attempt_only(
+    readable: tuple[bool, bool], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network disk: after a kill, every row still is the image of its name, and each image has one row."""
+    images = random_images(30, 16)
+    write(tmp_path / "in", images)
+    monkeypatch.setattr("vdvae.data.storage.CHUNK", 4 * 16 * 16 * 3)
+    monkeypatch.setattr("vdvae.data.prepare.write.FLUSH_EVERY", 1)
+    header, decode = image_files.read_header, image_source._decode
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", "--skip_bad"]
+
+    def attempt(readable: bool, last: str) -> int:
+        def read_header(path: Path, name: str) -> Header:
+            if path.name == "003.png" and not readable:
+                raise UserError(f"{name} cannot be read")
+            return header(path, name)
+
+        def until(pictures: Pictures, *more: Any) -> Decoded:
+            if last in pictures.names:
+                raise KeyboardInterrupt
+            return decode(pictures, *more)
+
+        monkeypatch.setattr(folder_module, "read_header", read_header)
+        monkeypatch.setattr(image_source, "_decode", until)
+        return prepare(*arguments)[0]
+
+    assert attempt(readable[0], "020.png") == 130
+    assert json.loads((tmp_path / "data/.mine.preparing/journal.json").read_text())["done"]["images.npy"] > 3
+    assert attempt(readable[1], "none") == 0
+    names = json.loads((tmp_path / "data/mine/images.names.json").read_text())
+    assert names == [f"{i:03}.png" for i in range(30) if readable[1] or i != 3]
+    assert np.array_equal(np.load(tmp_path / "data/mine/images.npy"), images[[int(name[:3]) for name in names]])
+
+
+def overwrite(path: Path) -> None:
+    """By an image of the same size, with the same number of bytes."""
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: overwrite(folder / "003.png"),
+        lambda folder: (folder / "003.png").rename(folder / "003a.png"),
+        lambda folder: (folder / "003.png").unlink(),
+        lambda folder: write(folder / "more", random_images(1, 16)),
+        lambda folder: iio.imwrite(folder / "bad.png", random_images(1, 16)[0]),
+    ],
+)
+@pytest.mark.parametrize("skip_bad", [[], ["--skip_bad"]])
+def test_a_folder_that_has_changed_is_not_prepared_before(
+    skip_bad: list[str], change: Callable[[Path], None], tmp_path: Path, prepare: Prepare
+) -> None:
+    """Be it that a bad image was mended."""
+    write(tmp_path / "in", random_images(10, 16))
+    if skip_bad:
+        (tmp_path / "in/bad.png").write_text("hello")
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml", *skip_bad]
+    assert prepare(*arguments)[0] == 0
+    assert "prepared before" in prepare(*arguments)[1]
+    change(tmp_path / "in")
+    before = contents(tmp_path)
+    status, out, err = prepare(*arguments)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    says(err, "in has changed since data/mine was prepared another --name move it away")
+    assert contents(tmp_path) == before
+
+
+def test_skip_bad_that_left_out_nothing_makes_no_other_set(tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 16))
+    for given, later in (([], ["--skip_bad"]), (["--skip_bad"], [])):
+        arguments = ["folder", "in", "--name", f"mine{len(given)}", "--config", f"mine{len(given)}.yaml"]
+        assert prepare(*arguments, *given)[0] == 0
+        assert "prepared before" in prepare(*arguments, *later)[1]
+    (tmp_path / "in/bad.png").write_text("hello")
+    arguments = ["folder", "in", "--name", "other", "--config", "other.yaml"]
+    assert prepare(*arguments, "--skip_bad")[0] == 0
+    status, _, err = prepare(*arguments)  # which would refuse the folder
+    assert (status, "data/other holds another set" in err) == (2, True)
+    iio.imwrite(tmp_path / "in/bad.png", random_images(1, 16)[0])
+    status, _, err = prepare(*arguments)
+    assert (status, "in has changed since data/other was prepared" in err) == (2, True)
+
+
+@pytest.mark.parametrize(("other", "expected"), [([], (0, "prepared before")), (["--seed", 3], (2, "another set"))])
+def test_another_process_was_faster(
+    other: list[object], expected: tuple[int, str], tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes while this one looks at the images: that is the set, if it is the same."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    look, others = folder_module._look, [other]
+
+    def look_while_another_prepares(*given: Any) -> Any:
+        looked = look(*given)
+        if others:
+            prepare(*arguments, *others.pop())
+        return looked
+
+    monkeypatch.setattr(folder_module, "_look", look_while_another_prepares)
+    status, out, err = prepare(*arguments)
+    assert status == expected[0]
+    says(out + err, f"data/mine {expected[1]}")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+
+
+def test_damaged_images_do_not_make_a_gray_set_colour(tmp_path: Path, prepare: Prepare) -> None:
+    """But one that can be decoded does."""
+    write(tmp_path / "in/a", random_images(10, 32, 1))
+    write(tmp_path / "in/b", random_images(2, 32))
+    for path in (tmp_path / "in/b").iterdir():
+        path.write_bytes(path.read_bytes()[:900])
+    arguments = ["folder", "in", "--config"]
+    status, out, _ = prepare(*arguments, "gray.yaml", "--name", "gray", "--skip_bad")
+    assert (status, out.count("left out: in/b/00")) == (0, 2)
+    assert np.array_equal(np.load(tmp_path / "data/gray/images.npy"), random_images(10, 32, 1))
+    status, _, err = prepare(*arguments, "all.yaml", "--name", "all")
+    assert (status, err.count("damaged")) == (2, 2)
+    write(tmp_path / "in/c", random_images(1, 32))
+    assert prepare(*arguments, "colour.yaml", "--name", "colour", "--skip_bad")[0] == 0
+    assert np.load(tmp_path / "data/colour/images.npy").shape == (11, 32, 32, 3)
+
+
+NAMES = [f"{i:03}.png" for i in range(10)]
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "names",
+    [None, "", "[", "null", "7", "{}", json.dumps(NAMES[1:]), json.dumps([*NAMES[1:], 7]), json.dumps(NAMES[::-1])],
+)
+def test_names_are_verified(names: str | None, older: bool, tmp_path: Path, prepare: Prepare) -> None:
+    """By their checksum; a set of an older version has none, but a name for each image."""
+    write(tmp_path / "in", random_images(10, 16))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    file = tmp_path / "data/mine/dataset.json"
+    if older:
+        content = json.loads(file.read_text())
+        del content["files"]["images.npy"]["names_sha256"]
+        file.write_text(json.dumps(content))
+    assert prepare("verify", "data/mine")[0] == 0
+    beside = tmp_path / "data/mine/images.names.json"
+    beside.unlink() if names is None else beside.write_text(names)
+    status, _, err = prepare("verify", "data/mine")
+    if older and names in (None, json.dumps(NAMES[::-1])):  # nothing tells
+        assert status == 0
+    else:
+        assert (status, err.count("\n")) == (2, 1)
+        says(err, "data/mine/images.names.json")
+
+
+MADE = "# Made by scripts/prepare_data.py"
+
+
+@pytest.mark.parametrize(
+    ("edit", "early"),
+    [
+        (lambda text: text + "train:\n  batch_size: 4\n", True),
+        (lambda text: text.replace("dataset: mine", "dataset: other"), True),
+        (lambda text: text.replace("/data", "/elsewhere"), True),
+        (lambda text: text.replace("variant: null", "variant: null\n  resident: true"), True),
+        (lambda text: MADE, True),
+        (lambda text: f"{MADE}\nmodel: [", True),
+        (lambda text: f"{MADE}\n7", True),
+        (lambda text: text.replace("enc_blocks: ", "enc_blocks: 16x9,"), False),
+        (lambda text: text.replace("bits: 8", "bits: 5"), False),
+        (lambda text: text.replace("input_shift: -", "input_shift: -1"), False),
+    ],
+)
+@pytest.mark.parametrize("prepared", [False, True])
+def test_an_edited_fragment_stays(
+    prepared: bool, edit: Callable[[str], str], early: bool, tmp_path: Path, prepare: Prepare
+) -> None:
+    """And so does that of another set; where the set tells before it is prepared, nothing is."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    assert prepare(*arguments)[0] == 0
+    config = tmp_path / "mine.yaml"
+    edited = edit(config.read_text())
+    assert edited != config.read_text()
+    config.write_text(edited)
+    if not prepared:
+        (tmp_path / "data").rename(tmp_path / "gone")
+    before = contents(tmp_path)
+    status, out, err = prepare(*arguments)
+    assert (status, err.count("\n"), config.read_text()) == (2, 1, edited)
+    says(err, "mine.yaml data/mine another --config move it away")
+    assert (early, early) == (out == "", contents(tmp_path) == before) or (prepared and not early)
+
+
+def test_a_fragment_that_says_the_same_stays(tmp_path: Path, prepare: Prepare) -> None:
+    """With what a person noted in it, also where the set is prepared anew, as by somebody who got the fragment."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+    assert prepare(*arguments)[0] == 0
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"{config.read_text()}# harbours\n")
+    before = contents(tmp_path)
+    (tmp_path / "data").rename(tmp_path / ".gone")
+    assert prepare(*arguments)[0] == 0
+    assert {**contents(tmp_path / "data"), "mine.yaml": config.read_bytes()}.items() >= {
+        name.removeprefix("data/"): content for name, content in before.items() if not name.startswith("in/")
+    }.items()
+
+
+@pytest.mark.parametrize("name", ["\udcff.yaml", "a\nb.yaml", "é 'quoted\".yaml", "there\udcff/mine.yaml"])
+def test_any_config_will_do(name: str, tmp_path: Path, prepare: Prepare) -> None:
+    write(tmp_path / "in", random_images(10, 16))
+    assert prepare("folder", "in", "--name", "mine", "--config", "mine.yaml")[0] == 0
+    root = (tmp_path / "data").rename(tmp_path / "da\udcfeta")
+    for _ in range(2):
+        check_fragment(tmp_path / name, "mine", root)
+        write_fragment(read_manifest(root / "mine"), root, tmp_path / name)
+    config = load_config(f"cifar10,{tmp_path / name}", [])
+    assert (config.data.root, len(load_splits(config.data, config.model).train)) == (f"{tmp_path}/da\udcfeta", 6)
+
+
+def test_a_disk_that_is_full_at_the_fragment(tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No half of it stays, and the same command goes on."""
+    write(tmp_path / "in", random_images(10, 16))
+    arguments = ["folder", "in", "--name", "mine", "--config", "mine.yaml"]
+
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fragment, "pixel_statistics", lambda split: patched.setattr("os.fsync", full) or (1.0, 2.0))
+        status, _, err = prepare(*arguments)
+    assert (status, err) == (2, "error: [Errno 28] No space left on device: 'mine.yaml'\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "in"]
+    assert prepare(*arguments)[0] == 0
+    assert (tmp_path / "mine.yaml").is_file()
 
 
 def odd_one(folder: Path) -> None:
@@ -498,6 +739,21 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         lambda folder: (folder / "mine.yaml").write_text("train: {lr: 1}"),
         "mine.yaml script",
     ),
+    "a configuration that is no text": (
+        ["in", "--config", "mine.yaml"],
+        lambda folder: (folder / "mine.yaml").write_bytes(b"\xff\xfe"),
+        "mine.yaml script",
+    ),
+    "a configuration that is a folder": (
+        ["in", "--config", "mine.yaml"],
+        lambda folder: write(folder / "mine.yaml", random_images(1, 8)),
+        "mine.yaml script",
+    ),
+    "a configuration below a file": (
+        ["in", "--config", "in/000.png/mine.yaml"],
+        lambda folder: None,
+        "in/000.png no folder another --config",
+    ),
     "the configuration of a preset": (
         ["in", "--name", "fashion"],
         lambda folder: None,
@@ -507,6 +763,21 @@ BAD: dict[str, tuple[list[object], Callable[[Path], object], str]] = {
         ["in", "--config", "mine"],
         lambda folder: None,
         "--config mine .yaml",
+    ),
+    "--to that is a file": (
+        ["in", "--to", "in/000.png"],
+        lambda folder: None,
+        "in/000.png no folder another --to",
+    ),
+    "--to below a file": (
+        ["in", "--to", "in/000.png/data"],
+        lambda folder: None,
+        "in/000.png no folder another --to",
+    ),
+    "--to that leads nowhere": (
+        ["in", "--to", "there"],
+        lambda folder: (folder / "there").symlink_to("nowhere"),
+        "there no folder another --to",
     ),
     "another set": (
         ["in"],
@@ -540,6 +811,7 @@ def test_a_set_of_an_older_version_is_recognised(tmp_path: Path, prepare: Prepar
     file = tmp_path / "data/mine/dataset.json"
     content = json.loads(file.read_text())
     assert content["source"] == f"10 images of {tmp_path / 'in'}, --seed 3 --held_out 0.1 --bits 8"
+    del content["identity"]
     content["source"] = (
         f"10 images of {tmp_path / 'in'}, FolderOptions(name='mine', size=None, crop=False, background=None, seed=3, "
         "held_out=0.1, bits=8)"

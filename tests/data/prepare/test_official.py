@@ -24,7 +24,8 @@ from vdvae import VDVAE
 from vdvae.config import load_config
 from vdvae.data.loader import BatchOrder, training_batches
 from vdvae.data.manifest import read_manifest
-from vdvae.data.prepare.archive import Form
+from vdvae.data.prepare import official
+from vdvae.data.prepare.archive import Form, Sources
 from vdvae.data.prepare.cifar10 import cifar10_python
 from vdvae.data.prepare.official import check_counts
 from vdvae.data.prepare.sources import Source
@@ -454,3 +455,20 @@ def test_a_list_has_a_line_for_each_name(tmp_path: Path, prepare: Prepare) -> No
     status, _, err = prepare("ffhq1024", "--from", tmp_path, "--partial")
     assert status == 2
     says(err, "images1024x1024 65\\n000/ rename")
+
+
+def test_another_process_was_faster(tmp_path: Path, prepare: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finishes while this one looks at the archives: that is the set."""
+    archives.fashion_mnist(tmp_path)
+    arguments, check = ["fashion_mnist", "--from", ".", "--partial"], official._check_part
+
+    def check_while_another_prepares(sources: Sources) -> None:
+        monkeypatch.setattr(official, "_check_part", check)
+        assert prepare(*arguments)[0] == 0
+        check(sources)
+
+    monkeypatch.setattr(official, "_check_part", check_while_another_prepares)
+    status, out, err = prepare(*arguments)
+    assert (status, err) == (0, "")
+    says(out, "data/fashion_mnist prepared before")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["fashion_mnist"]

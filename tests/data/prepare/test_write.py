@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from tests.data.prepare import archives
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare import write as write_module
 from vdvae.data.prepare.sources import Source
-from vdvae.data.prepare.write import locked, write_set
+from vdvae.data.prepare.write import PreparedMeanwhileError, identity, locked, write_set
 from vdvae.data.splits import Rule
 from vdvae.data.storage import Images
 from vdvae.errors import UserError
@@ -106,6 +107,50 @@ def test_other_sources_start_over(interrupted: Path, tmp_path: Path) -> None:
     assert started == [0]
 
 
+def test_nothing_of_another_attempt_comes_into_a_set(interrupted: Path, tmp_path: Path) -> None:
+    """Neither of other sources, nor where the journal is gone."""
+    for journal in (interrupted / "journal.json", None):
+        (interrupted / "train.npy").write_text("of a split that is no more")
+        journal.write_text(journal.read_text().replace('"x"', '"y"')) if journal else None
+        make(tmp_path, source_that_ends_after(99, die)[0])
+        assert sorted(path.name for path in (tmp_path / "x").iterdir()) == ["dataset.json", "images.npy"]
+        (tmp_path / "x").rename(interrupted)
+        (interrupted / "dataset.json").unlink()
+
+
+@pytest.mark.parametrize(
+    "journal",
+    [
+        b"",
+        b"{",
+        b"\0" * 99,
+        b"\xff",
+        b"null",
+        b"[]",
+        b"7",
+        b"[" * 99999,
+        b"{}",
+        b'{"made_of": ["x"], "done": null, "bad": 3}',
+    ],
+)
+def test_a_damaged_journal_starts_over(journal: bytes, interrupted: Path, tmp_path: Path) -> None:
+    (interrupted / "journal.json").write_bytes(journal)
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [0]
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def test_another_process_was_faster(tmp_path: Path) -> None:
+    """Nothing is decoded again, and no hidden copy stays."""
+    make(tmp_path, source_that_ends_after(99, die)[0])
+    source, started = source_that_ends_after(99, die)
+    with refuses("another process prepared x meanwhile", PreparedMeanwhileError):
+        make(tmp_path, source)
+    assert started == []
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 @pytest.mark.parametrize("damage", [lambda file: os.truncate(file, 300), Path.unlink])
 def test_what_was_written_may_be_gone(damage: Callable[[Path], None], interrupted: Path, tmp_path: Path) -> None:
     damage(interrupted / "images.npy")
@@ -113,6 +158,16 @@ def test_what_was_written_may_be_gone(damage: Callable[[Path], None], interrupte
     make(tmp_path, source)
     assert started == [0]
     assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def test_a_file_that_can_be_read_again_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its content and times are the same."""
+    (tmp_path / "a.png").write_text("a")
+    before = identity(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda path, mode: False)  # root may read whatever its mode is
+        assert identity(tmp_path) != before
+    assert identity(tmp_path) == before
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
@@ -147,6 +202,48 @@ def test_too_little_space_is_said_before_anything_is_written(
     assert status == 2
     says(err, "error: data 1 MB free 2 MB --to")
     assert list((tmp_path / "data").iterdir()) == []
+
+
+@pytest.mark.parametrize("free", [20 * 8 * 8 * 3, 8 * 8 * 3])
+def test_what_is_written_has_its_room(
+    free: int, interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what was written but not noted when the disk was full: 39 images here, of which 20 are noted."""
+    if free < 20 * 8 * 8 * 3:
+        with (interrupted / "images.npy").open("ab") as file:
+            file.write(bytes(19 * 8 * 8 * 3))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free - 8 * 8 * 3))
+    with pytest.raises(OSError, match="make room"):
+        make(tmp_path, source_that_ends_after(99, die)[0])
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    source, started = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert started == [20]
+
+
+def test_a_disk_that_is_full_when_the_file_is_closed(tmp_path: Path) -> None:
+    """Some of the pixels are in memory until then."""
+    child = get_context("fork").Process(target=fill_the_disk, args=(tmp_path,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child.start()
+    child.join()
+    says(
+        (tmp_path / "said").read_text(), f"cannot write {tmp_path}/.x.preparing/images.npy large kept the same command"
+    )
+    source, _ = source_that_ends_after(99, die)
+    make(tmp_path, source)
+    assert np.array_equal(np.load(tmp_path / "x/images.npy"), IMAGES)
+
+
+def fill_the_disk(folder: Path) -> None:
+    """Prepares where no file may have over 1,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    try:
+        make(folder, source_that_ends_after(99, die)[0])
+    except OSError as error:
+        (folder / "said").write_text(str(error))
 
 
 def test_verify(tmp_path: Path, prepare: Prepare) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -15,7 +17,7 @@ from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, re
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
 from vdvae.data.prepare.split_folders import find_split_folders, refuse_pooled_splits, refuse_shared
-from vdvae.data.prepare.write import identity, prepared_before, write_set
+from vdvae.data.prepare.write import PreparedMeanwhileError, identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST, Rule, Rules
 from vdvae.errors import UserError, one_line
 
@@ -77,12 +79,11 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
     target = root / options.name
     before = prepared_before(target)
     parts, others = _parts(source)
-    images = f"{sum(part.count for part in parts.values()):,} images of {source.resolve()}"
-    described = f"{images}, {options}"
+    looked_at = {file: identity(source, part.names) for file, part in parts.items()}
+    made_from = hashlib.sha256(json.dumps(looked_at).encode()).hexdigest()
+    count = f"{sum(part.count for part in parts.values()):,}"
     if before is not None:
-        found = re.sub(r" \([\d,]+ left out\)$", "", before.source)
-        if found not in (described, f"{images}, {options!r}"):  # as it was written until November 2026
-            raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
+        _check_same(before, source, target, count, made_from, options)
         return before, True
 
     if others:
@@ -90,8 +91,7 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
     shape, bad = _look(parts, options)
     good = {file: [name for name in part.names if name not in bad[file]] for file, part in parts.items()}
     _rules({file: len(good[file]) if options.skip_bad else part.count for file, part in parts.items()}, options)
-    background = BACKGROUNDS[options.background] if options.background else None
-    load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=background)
+    load = partial(read_fitted, size=shape[0], crop=options.crop, channels=shape[2], background=_level(options))
     sources = {file: decoded(Pictures(source, good[file]), shape, load, leave_out=True) for file in parts}
 
     def manifest(files: dict[str, File]) -> Manifest:
@@ -100,13 +100,48 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
             refuse_bad(reasons, sum(part.count for part in parts.values()))
         for reason in reasons.values():
             tqdm.write(f"left out: {one_line(reason)}")
-        told = f"{described} ({len(reasons):,} left out)" if reasons else described
+        told = f"{count} images of {source.resolve()}, {options}"
+        told += f" ({len(reasons):,} left out)" if reasons else ""
         splits = _rules({file: about.count for file, about in files.items()}, options)
-        return Manifest(options.name, shape[0], shape[2], options.bits, None, False, told, files, splits)
+        return Manifest(
+            options.name, shape[0], shape[2], options.bits, None, False, told, files, splits, identity=made_from
+        )
 
-    files = [identity(source, part.names) for part in parts.values()]
-    made_of = [images, str(replace(options, skip_bad=False)), files]  # so one attempt goes on with or without it
-    return write_set(target, sources, shape, made_of, manifest), False
+    # which images the rows are may change though no file does, as where one could not be read for a while
+    made_of = [made_from, str(_with_bad_ones(options)), shape, {file: sorted(bad[file]) for file in parts}]
+    try:
+        return write_set(target, sources, shape, made_of, manifest), False
+    except PreparedMeanwhileError:
+        return prepare_folder(source, root, options)
+
+
+def _check_same(
+    before: Manifest, source: Path, target: Path, count: str, made_from: str, options: FolderOptions
+) -> None:
+    """Raises `UserError` where a target holds what other images or options gave. Without --skip_bad, a set that leaves
+    images out is another.
+    """
+    told = re.fullmatch(r"([\d,]+) images of (.*?)( --skip_bad)?( \([\d,]+ left out\))?", before.source, re.DOTALL)
+    number, settings, _, left_out = told.groups() if told else ("", "", "", "")
+    older = f"{source.resolve()}, {options!r}"  # as it was written until November 2026
+    is_same = settings in (f"{source.resolve()}, {_with_bad_ones(options)}", older)
+    if is_same and (number != count or before.identity not in (None, made_from)):
+        raise UserError(
+            f"{source} has changed since {target} was prepared from it, which stays as it is; choose another --name, "
+            "or move it away"
+        )
+    if not is_same or (left_out and not options.skip_bad):
+        raise UserError(f"{target} holds another set, which stays as it is; choose another --name, or move it away")
+
+
+def _level(options: FolderOptions) -> int | None:
+    """What stands behind transparent images."""
+    return BACKGROUNDS[options.background] if options.background else None
+
+
+def _with_bad_ones(options: FolderOptions) -> FolderOptions:
+    """The same without --skip_bad: an attempt goes on with or without it."""
+    return replace(options, skip_bad=False)
 
 
 def drawn(manifest: Manifest) -> str:
@@ -179,19 +214,40 @@ def _look(parts: dict[str, Pictures], options: FolderOptions) -> tuple[tuple[int
     if not sides:
         refuse_bad(_reasons(parts, bad), sum(part.count for part in parts.values()))
     size, count = sides.most_common(1)[0]
-    size, channels, example = options.size or size, 1, ""
+    size, example = options.size or size, ""
     for file, part in parts.items():
         for name, header in headers[file].items():
             if options.size is None and min(header[:2]) != size:
                 bad[file][name] = f"{part.path / name} is {header.width} x {header.height}"
             else:
                 example = example or str(part.path / name)
-                channels = max(channels, header.channels)
     others = f"and {count:,} others, such as {example}, are {size} x {size}; --size brings them to one size"
     for file in parts:
         for name in bad[file].keys() & headers[file].keys():
             bad[file][name] = f"{bad[file][name]}, {others}"
-    return (size, size, channels), bad
+    return (size, size, _channels(parts, headers, bad, size, options)), bad
+
+
+def _channels(
+    parts: dict[str, Pictures],
+    headers: dict[str, dict[str, Header]],
+    bad: dict[str, dict[str, str]],
+    size: int,
+    options: FolderOptions,
+) -> int:
+    """3 if there is an image in colour that can be decoded, else 1; those tried that cannot are added to the bad."""
+    for file, part in parts.items():
+        for name, header in headers[file].items():
+            if header.channels == 1 or name in bad[file]:
+                continue
+            path = part.path / name
+            try:
+                read_fitted(path, str(path), size, options.crop, header.channels, _level(options))
+            except UserError as error:
+                bad[file][name] = str(error)
+            else:
+                return header.channels
+    return 1
 
 
 def _reasons(parts: dict[str, Pictures], bad: dict[str, dict[str, str]]) -> dict[str, str]:

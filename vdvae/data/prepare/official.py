@@ -12,7 +12,7 @@ from vdvae.data.prepare.archive import Archive, Form, Sources, check_archive, fi
 from vdvae.data.prepare.download import download
 from vdvae.data.prepare.image_source import Pictures
 from vdvae.data.prepare.table import FORMS
-from vdvae.data.prepare.write import identity, prepared_before, write_set
+from vdvae.data.prepare.write import PreparedMeanwhileError, identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST
 from vdvae.errors import UserError, user_path
 
@@ -74,7 +74,10 @@ def prepare_official(name: str, given: Sequence[str], root: Path, partial: bool)
         return official_manifest(name, files, made_from, form.variant, is_part, folder)
 
     made_of = [name, partial, [identity(path) for path in paths]]
-    return write_set(target, sources, DATASETS[name].image_shape, made_of, manifest), False
+    try:
+        return write_set(target, sources, DATASETS[name].image_shape, made_of, manifest), False
+    except PreparedMeanwhileError:
+        return prepare_official(name, given, root, partial)
 
 
 def _form_with_address(name: str, mirror: str | None) -> Form:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -47,6 +47,12 @@ class Staging(NamedTuple):
         """Where that is noted."""
         return self.folder / "journal.json"
 
+    def begin(self) -> None:
+        """Clears what was not left by an attempt at the same."""
+        if self._noted() is None:
+            for path in self.folder.iterdir():
+                path.unlink()
+
     def done(self) -> dict[str, int]:
         """Images of each file that are safely on the disk."""
         return dict(self._content()["done"])
@@ -66,23 +72,42 @@ class Staging(NamedTuple):
             journal.write(json.dumps(content).encode())
 
     def _content(self) -> dict[str, Any]:
-        content = json.loads(self.journal.read_text()) if self.journal.is_file() else {}
-        if content.get("made_of") != self.made_of or "bad" not in content:
-            return {"made_of": self.made_of, "done": {}, "bad": {}}
-        return dict(content)
+        return self._noted() or {"made_of": self.made_of, "done": {}, "bad": {}}
+
+    def _noted(self) -> dict[str, Any] | None:
+        """The journal; None where there is none of the same, or a damaged one."""
+        try:
+            content = json.loads(self.journal.read_bytes())
+        except (FileNotFoundError, ValueError, RecursionError):
+            return None
+        if not isinstance(content, dict) or content.get("made_of") != self.made_of:
+            return None
+        return content if all(isinstance(content.get(key), dict) for key in ("done", "bad")) else None
+
+
+class PreparedMeanwhileError(UserError):
+    """Another process has prepared the same target since this one looked."""
 
 
 def prepared_before(target: Path) -> Manifest | None:
     """What a target holds already.
 
     Raises:
-        UserError: something that preparation did not make, and will not overwrite.
+        UserError: something that preparation did not make, and will not overwrite; or it is below a file.
     """
+    check_folder(target.parent, "--to")
     if (target / FILE_NAME).is_file():
         return read_manifest(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is no prepared data set; move it away, or choose another --to")
     return None
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raises `UserError` where a folder cannot be made, as a file is in its place or above it."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"{there} is no folder; choose another {option}")
 
 
 def write_set(
@@ -105,12 +130,18 @@ def write_set(
     Raises:
         UserError: the sources are not as they should be, in which case nothing is kept; or they cannot be written, in
             which case the same call goes on.
+        PreparedMeanwhileError: the target holds a set by now.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(target.with_name(f".{target.name}.preparing")) as folder:
+        if prepared_before(target) is not None:
+            raise PreparedMeanwhileError(
+                f"another process has prepared {target} meanwhile; the same command says what it has"
+            )
         staging = Staging(folder, json.loads(json.dumps(made_of)))
+        staging.begin()
         done = staging.done()
-        _check_space(folder, sources, image_shape, done)
+        _check_space(staging, sources, image_shape)
         try:
             files = {
                 name: _write_list(folder / name, source, image_shape)
@@ -143,6 +174,7 @@ def identity(path: Path, names: Sequence[str] | None = None) -> list[Any]:
         with suppress(OSError):  # of a link that leads nowhere
             stat = (path / name).stat()
             digest.update(os.fsencode(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\0"))
+            digest.update(b"" if os.access(path / name, os.R_OK) else b"unreadable\0")
             size += stat.st_size
     return [str(path.resolve()), len(names), size, digest.hexdigest()]
 
@@ -155,14 +187,29 @@ def verify(folder: Path) -> Manifest:
     """
     manifest = read_manifest(folder)
     for name, file in manifest.files.items():
-        if not (folder / name).is_file():
-            raise UserError(f"{folder / name} is missing; prepare the set again")
-        if (found := sha256_of(folder / name)) != file.sha256:
-            raise UserError(f"{folder / name} has changed since it was prepared: sha256 {found}, not {file.sha256}")
+        _compare(folder / name, file.sha256)
         names = (folder / name).with_suffix(NAMES)
-        if names.is_file() and len(json.loads(names.read_text())) != file.count:
+        if file.names_sha256 is not None:
+            _compare(names, file.names_sha256)
+        elif names.is_file() and not _has_names(names, file.count):
             raise UserError(f"{names} has not a name for each of the {file.count:,} images; prepare the set again")
     return manifest
+
+
+def _compare(path: Path, sha256: str) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; prepare the set again")
+    if (found := sha256_of(path)) != sha256:
+        raise UserError(f"{path} has changed since it was prepared: sha256 {found}, not {sha256}")
+
+
+def _has_names(path: Path, count: int) -> bool:
+    """Whether a list of an older version, which has no checksum, has so many different names."""
+    try:
+        names = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(names, list) and len({name for name in names if isinstance(name, str)}) == len(names) == count
 
 
 class WritingError(OSError):
@@ -175,13 +222,14 @@ def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[i
     if not path.exists() or path.stat().st_size < done * image_bytes:
         done = 0
     with (
-        path.open("r+b" if done else "wb") as file,
+        _opened(path, "r+b" if done else "wb") as file,
         tqdm(desc=name, total=source.count, unit="image", unit_scale=True, disable=None) as bar,
     ):
         bad = source.bad if source.bad is not None else {}
         bad.update(staging.bad(name) if done else {})
-        _write_header(file, (source.count, *image_shape))
-        file.truncate(file.seek(done * image_bytes, os.SEEK_CUR))
+        with _keeping(path):
+            _write_header(file, (source.count, *image_shape))
+            file.truncate(file.seek(done * image_bytes, os.SEEK_CUR))
         bar.update(done + len(bad))
         saved = done
         for chunk in source.chunks(done + len(bad)):
@@ -197,11 +245,11 @@ def _write_npy(staging: Staging, name: str, source: Source, image_shape: tuple[i
         with _keeping(path):
             _write_header(file, (done, *image_shape))
             staging.save(name, file, done, bad)
+    names = path.with_suffix(NAMES)
     if source.names:
-        with _keeping(path):
-            kept = [called for called in source.names if called not in bad]
-            path.with_suffix(NAMES).write_text(json.dumps(kept, indent=0))
-    return File(done, sha256_of(path))
+        with _keeping(names):
+            names.write_text(json.dumps([called for called in source.names if called not in bad], indent=0))
+    return File(done, sha256_of(path), sha256_of(names) if source.names else None)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -249,11 +297,28 @@ def _keeping(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_space(folder: Path, sources: Sources, image_shape: tuple[int, int, int], done: dict[str, int]) -> None:
-    images = sum(source.count - done.get(name, 0) for name, source in sources.items() if isinstance(source, Source))
-    needed, free = images * math.prod(image_shape), shutil.disk_usage(folder).free
+@contextmanager
+def _opened(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """A file to write. What could not be written is tried again when it is closed, which fails as writing does."""
+    with _keeping(path):
+        file = cast(BinaryIO, path.open(mode))
+    try:
+        yield file
+    finally:
+        with _keeping(path):
+            file.close()
+
+
+def _check_space(staging: Staging, sources: Sources, image_shape: tuple[int, int, int]) -> None:
+    """What an earlier attempt wrote has its room already, be it noted as done or not."""
+    needed, free = 0, shutil.disk_usage(staging.folder).free
+    for name, source in sources.items():
+        if isinstance(source, Source):
+            path = staging.folder / name
+            images = source.count - len(staging.bad(name))
+            needed += max(0, images * math.prod(image_shape) - (path.stat().st_size if path.exists() else 0))
     if needed > free:
         raise WritingError(
-            f"{folder.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be written; make room, "
-            "or choose another --to"
+            f"{staging.folder.parent} has {free / 1e6:,.0f} MB free, and {needed / 1e6:,.0f} MB are to be written; "
+            "make room, or choose another --to"
         )
