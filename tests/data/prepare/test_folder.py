@@ -854,3 +854,12 @@ def test_a_fragment_leads_to_its_set_from_any_directory(
     status, out, _ = prepare("folder", "in", "--name", "other", "--to", checkout / "data")
     assert (status, f"--hps cifar10,other data.root={checkout}/data" in out) == (0, True)  # as seen from here
     assert load_config(f"cifar10,{checkout / 'configs/other.yaml'}", []).data.root == "data"  # for others to share
+
+
+def test_what_a_folder_has_instead_of_images_is_told(prepare: Prepare, tmp_path: Path) -> None:
+    (tmp_path / "phone").mkdir()
+    for name in ("1.heic", "2.HEIC", "notes.txt"):
+        (tmp_path / "phone" / name).write_bytes(b"x")
+    status, _, err = prepare("folder", "phone", "--name", "mine", "--config", "mine.yaml")
+    assert status == 2
+    says(err, "phone 0 2 .heic 1 .txt")

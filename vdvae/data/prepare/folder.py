@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header, refuse_bad
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures
+from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures, other_kinds
 from vdvae.data.prepare.split_folders import find_split_folders, refuse_pooled_splits, refuse_shared
 from vdvae.data.prepare.write import PreparedMeanwhileError, identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST, Rule, Rules
@@ -87,7 +87,8 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
         return before, True
 
     if others:
-        tqdm.write(f"{one_line(str(source))}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP")
+        kinds = other_kinds(source, SUFFIXES)
+        tqdm.write(one_line(f"{source}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP ({kinds})"))
     shape, bad = _look(parts, options)
     good = {file: [name for name in part.names if name not in bad[file]] for file, part in parts.items()}
     _rules({file: len(good[file]) if options.skip_bad else part.count for file, part in parts.items()}, options)
@@ -169,7 +170,9 @@ def _parts(source: Path) -> tuple[dict[str, Pictures], int]:
                     "rename it if it is no split"
                 )
         if pictures.count < 3 * FEWEST:
-            raise UserError(f"{source} has {pictures.count} images; a set needs {3 * FEWEST}, {FEWEST} for each split")
+            besides = f", besides {kinds}" if (kinds := other_kinds(source, SUFFIXES)) else ""
+            needed = f"a set needs {3 * FEWEST}, {FEWEST} for each split"
+            raise UserError(f"{source} has {pictures.count} PNG, JPEG, WebP or BMP images{besides}; {needed}")
         refuse_pooled_splits(source, pictures.names)
         return {"images.npy": pictures}, others
     if len(folders) == 1:
