@@ -17,7 +17,7 @@ from vdvae.errors import UserError
 Verdict = Literal["reproduced", "not reproduced", "not decided at this size", "within the seeds' spread"]
 WITHIN: Literal["within the seeds' spread"] = "within the seeds' spread"
 FEWEST_SEEDS = 2
-"""Of each run, for its spread to be known."""
+"""A run needs so many for its spread to be known."""
 ROUNDING = 1e-9
 """By which differences of figures are uncertain."""
 LEGEND = """A verdict holds every seed of one run against every seed of another. *By chance*: how often the seeds would
@@ -39,8 +39,8 @@ class Pairs(NamedTuple):
     better: str
     worse: str
     differences: list[float]
-    """Of each seed that both have, how far the worse is above the better; infinite where one of them diverged, and NaN
-    where both did."""
+    """How far the worse is above the better, for each seed that both have; infinite where one diverged, NaN where both
+    did."""
 
     @property
     def as_claimed(self) -> int:

@@ -80,7 +80,7 @@ DEEP_ALPHA = RNG.integers(256, 65536, (6, 9, 1), np.uint16)
 LEVELS = np.arange(54).reshape(6, 9, 1)
 GRAY_PALETTE = chunk(b"PLTE", bytes(np.repeat(np.arange(0, 256, 17), 3).tolist()))
 TINTED_PALETTE = chunk(b"PLTE", bytes([*np.repeat(np.arange(0, 255, 17), 3).tolist(), 200, 10, 10]))
-"""Of which entry 15 is a colour."""
+"""A palette of grays, but for entry 15."""
 
 
 def over_gray(pixels: Any, is_transparent: Any) -> Images:

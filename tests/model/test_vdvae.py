@@ -212,7 +212,7 @@ def test_a_likelihood_refuses_floats(model: VDVAE) -> None:
 
 
 def test_a_likelihood_refuses_other_shapes(model: VDVAE, images: Tensor) -> None:
-    """Of fewer channels it would count some only."""
+    """With fewer channels it would count some only."""
     mixture = model.mixture(num_images=3)
     assert mixture.log_prob(images[:1]).shape == (3,)
     for wrong in (images[:, :, :14], images[:2], images[0], images.expand(-1, 3, -1, -1), images.permute(0, 2, 3, 1)):
@@ -280,7 +280,7 @@ def test_refuses_weights_of_half_precision(model: VDVAE, images: Tensor, dtype: 
 
 @pytest.mark.parametrize("prepared", [False, True])
 def test_in_double_precision_the_same_numbers(model: VDVAE, images: Tensor, prepared: bool) -> None:
-    """Of the same noise, which is drawn in fp32, whatever one calls."""
+    """From the same noise, which is drawn in fp32, whatever one calls."""
     double = copy.deepcopy(model).double()
     double = fast.prepare(double) if prepared else double
     for call in (

@@ -90,19 +90,19 @@ def test_evaluate_released_weights_of_five_bits(tmp_path: Path, call: Command) -
 
 def test_a_run_finds_its_images_from_any_directory(tmp_path: Path) -> None:
     """Where they were; in data/ here, if they have been moved and are the same; or where it is told."""
-    write_five_bits(tmp_path / "work/data/five")
+    write_five_bits(tmp_path / "project/data/five")
     (tmp_path / "elsewhere").mkdir()
-    train = partial(call_script, tmp_path / "work", "train.py", "--hps", TINY, "model.bits=5", "data.dataset=five")
+    train = partial(call_script, tmp_path / "project", "train.py", "--hps", TINY, "model.bits=5", "data.dataset=five")
     assert train("--run_dir", "run", "--max_steps", 1).returncode == 0
     evaluate = partial(call_script, tmp_path / "elsewhere", "scripts/evaluate.py")
-    assert evaluate("../work/run").returncode == 0
+    assert evaluate("../project/run").returncode == 0
 
-    (tmp_path / "work").rename(tmp_path / "moved")
-    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five data.root=DIR")
+    (tmp_path / "project").rename(tmp_path / "moved")
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/project/data/five data.root=DIR")
     assert evaluate("../moved/run", "data.root=../moved/data").returncode == 0
     assert call_script(tmp_path / "moved", "scripts/reconstruct.py", "run").returncode == 0
     write_five_bits(tmp_path / "elsewhere/data/five", "0" * 64)
-    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/work/data/five")
+    assert_refused(evaluate("../moved/run"), f"'five' {tmp_path}/project/data/five")
 
 
 def write_five_bits(folder: Path, checksum: str = "") -> None:

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 
+from vdvae.runtime import processes
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -20,6 +22,13 @@ Result = TypeVar("Result")
 def threads(count: int) -> ThreadPoolExecutor:
     """So many threads, in each of which PyTorch uses no further ones."""
     return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
+def on_all_cores(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """What `work` makes of each item, in order, by a thread for each core that this process has to itself."""
+    workers = processes.cores_per_process()
+    with threads(workers) as pool:
+        yield from in_order(pool, work, items, ahead=2 * workers)
 
 
 def in_order(

@@ -307,7 +307,7 @@ def _is_gray(opened: _Opened) -> bool:
 
 
 def _orientation(opened: _Opened) -> int:
-    """Of EXIF or XMP, from 1 to 8; anything else that cameras and programs write there is ignored."""
+    """The orientation by EXIF or XMP, from 1 to 8; anything else that cameras and programs write there is ignored."""
     image, file, place = opened.image, opened.file, opened.file.tell()
     try:
         if isinstance(image, PngImageFile) and "exif" not in image.info:
@@ -371,7 +371,7 @@ def _check_is_whole(opened: _Opened) -> None:
 
 
 def _lowest_byte_of_key(file: IO[bytes]) -> int:
-    """Of the one level that a gray PNG has as transparent."""
+    """The lower byte of the one level that a gray PNG has as transparent."""
     (end,) = (end for kind, _, end in _png_chunks(file) if kind == b"tRNS")
     file.seek(end - 5)
     return file.read(1)[0]

@@ -23,7 +23,7 @@ class File:
     count: int
     sha256: str
     names_sha256: str | None = None
-    """Of the list of its images' names beside it; None where there is none, and in sets of older versions."""
+    """The checksum of the list of names beside it; None where there is none, and in sets of older versions."""
 
 
 @dataclass(frozen=True)

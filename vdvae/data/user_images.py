@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vdvae.data.ahead import in_order, threads
+from vdvae.data.ahead import on_all_cores
 from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, read_fitted, refuse_bad
-from vdvae.data.prepare.image_source import find_pictures, other_kinds
+from vdvae.data.prepare.image_source import find_pictures, leaving_out, other_kinds
 from vdvae.data.prepared import Split
 from vdvae.data.storage import Images, NpyFile, Pixels, Rows, Storage
 from vdvae.errors import UserError, one_line
 from vdvae.files import check_is_itself
 from vdvae.model.config import ModelConfig
-from vdvae.runtime import processes
 
 
 class FittedPictures:
@@ -37,11 +36,9 @@ class FittedPictures:
 
     def find_bad(self) -> dict[str, str]:
         """What is wrong with those that cannot be taken, by path; all are decoded, side by side."""
-        workers = processes.cores_per_process()
-        with threads(workers) as pool:
-            problems = in_order(pool, self._problem, self.paths, ahead=2 * workers)
-            watched = tqdm(problems, "looking at images", len(self.paths), unit="image", leave=False, disable=None)
-            return {str(path): problem for path, problem in zip(self.paths, watched, strict=True) if problem}
+        problems = on_all_cores(self._problem, self.paths)
+        watched = tqdm(problems, "looking at images", len(self.paths), unit="image", leave=False, disable=None)
+        return {str(path): problem for path, problem in zip(self.paths, watched, strict=True) if problem}
 
     def _problem(self, path: Path) -> str:
         try:
@@ -108,8 +105,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     pictures, others = find_pictures(path, SUFFIXES)
     if others and pictures.names:
-        left_out = f"leaving out {others:,} files that are no PNG, JPEG, WebP or BMP: {other_kinds(path, SUFFIXES)}"
-        tqdm.write(one_line(f"{path}: {left_out}"), sys.stderr)
+        tqdm.write(leaving_out(path, others, SUFFIXES), sys.stderr)
     return [path / name for name in pictures.names]
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from vdvae.data.image_files import BACKGROUNDS, SUFFIXES, Header, check_fits, read_fitted, read_header, refuse_bad
 from vdvae.data.manifest import File, Manifest
-from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures, other_kinds
+from vdvae.data.prepare.image_source import Pictures, decoded, find_pictures, leaving_out, other_kinds
 from vdvae.data.prepare.split_folders import find_split_folders, refuse_pooled_splits, refuse_shared
 from vdvae.data.prepare.write import PreparedMeanwhileError, identity, prepared_before, write_set
 from vdvae.data.splits import DATASETS, FEWEST, Rule, Rules
@@ -87,8 +87,7 @@ def prepare_folder(source: Path, root: Path, options: FolderOptions) -> tuple[Ma
         return before, True
 
     if others:
-        kinds = other_kinds(source, SUFFIXES)
-        tqdm.write(one_line(f"{source}: leaving out {others:,} files that are no PNG, JPEG, WebP or BMP ({kinds})"))
+        tqdm.write(leaving_out(source, others, SUFFIXES))
     shape, bad = _look(parts, options)
     good = {file: [name for name in part.names if name not in bad[file]] for file, part in parts.items()}
     _rules({file: len(good[file]) if options.skip_bad else part.count for file, part in parts.items()}, options)

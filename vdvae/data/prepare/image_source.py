@@ -10,14 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdvae.data.ahead import in_order, threads
+from vdvae.data.ahead import on_all_cores
 from vdvae.data.image_files import check_shape, read_picture
 from vdvae.data.prepare.sources import Source, exactly, reading
 from vdvae.data.prepare.tars import list_tar
 from vdvae.data.prepare.walk import files_below
 from vdvae.data.storage import Images, pieces
-from vdvae.errors import UserError
-from vdvae.runtime import processes
+from vdvae.errors import UserError, one_line
 
 MOST_KINDS = 5
 """So many kinds of other files are told."""
@@ -85,6 +84,12 @@ def other_kinds(folder: Path, suffixes: tuple[str, ...]) -> str:
     return ", ".join(told + ["others"] * (len(kinds) > MOST_KINDS))
 
 
+def leaving_out(folder: Path, count: int, suffixes: tuple[str, ...]) -> str:
+    """One line about the files of a folder that are no pictures."""
+    kinds = other_kinds(folder, suffixes)
+    return one_line(f"{folder}: leaving out {count:,} files that are no PNG, JPEG, WebP or BMP: {kinds}")
+
+
 def is_number(name: str) -> bool:
     """Whether a file is named by a number, as 00017.png is."""
     stem = PurePosixPath(name).stem
@@ -107,7 +112,7 @@ class Decoded(NamedTuple):
     """Some pictures, decoded."""
 
     images: Images
-    """Of those that are good, uint8 [N, H, W, C]."""
+    """The pixels of those that are good, uint8 [N, H, W, C]."""
     bad: dict[str, str]
     """What is wrong with each of the others, by name."""
 
@@ -123,13 +128,11 @@ def decoded(
 
     def chunks(start: int) -> Iterator[Images]:
         parts = (pictures.part(*piece) for piece in pieces(start, pictures.count, image_bytes))
-        workers = processes.cores_per_process()
-        with threads(workers) as pool:
-            for images, bad in in_order(pool, lambda part: _decode(part, shape, decode), parts, ahead=2 * workers):
-                if bad and not leave_out:
-                    raise UserError(next(iter(bad.values())))
-                noted.update(bad)
-                yield images
+        for images, bad in on_all_cores(lambda part: _decode(part, shape, decode), parts):
+            if bad and not leave_out:
+                raise UserError(next(iter(bad.values())))
+            noted.update(bad)
+            yield images
 
     if leave_out:
         return Source(pictures.count, chunks, pictures.gap, pictures.names, noted)
