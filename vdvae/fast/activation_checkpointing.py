@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from vdvae.fast.forwards import FastBlock
+from vdvae.fast.forwards import FastBlock, FastTopDownBlock
 from vdvae.model.vdvae import VDVAE, TopDownBlock
 
 
@@ -26,11 +26,14 @@ def checkpoint_blocks(model: VDVAE, resolution: int) -> None:
         if its_resolution >= resolution:
             if isinstance(block, TopDownBlock):
                 for bottleneck in (block.prior, block.enc, block.resnet):
-                    _checkpoint(bottleneck, "inner" if isinstance(bottleneck, FastBlock) else "forward")
-            _checkpoint(block, "forward")
+                    _checkpoint(bottleneck)
+            if isinstance(block, FastTopDownBlock):
+                block.way = block.way._replace(inner=partial(_run, block.way.inner))
+            _checkpoint(block)
 
 
-def _checkpoint(module: nn.Module, method: str) -> None:
+def _checkpoint(module: nn.Module) -> None:
+    method = "compute" if isinstance(module, (FastBlock, FastTopDownBlock)) else "forward"
     setattr(module, method, partial(_run, getattr(module, method)))
 
 

@@ -1,13 +1,13 @@
-"""Forward passes that compute what the model's own compute in fewer and cheaper passes over memory.
+"""Forward passes that compute what the model's own compute, by the functions of `arithmetic`.
 
 They replace the classes of the model's own modules; a subclass, a wrapper or a foreign block keeps its forward pass. A
-fast block reads some weights directly. Where their module is a foreign one or has hooks, it calls that module instead,
-as the plain block does. Weights and names stay the same.
+fast block reads the weights inside it directly. Where a module inside it is a foreign one or has hooks, it does what the
+plain block does, which calls them all. Weights and names stay the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,110 +15,99 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
+from vdvae.fast import arithmetic
+from vdvae.fast.arithmetic import Affine, Bottleneck, TopDown, Way
 from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
 from vdvae.model.latents import Pass
-from vdvae.model.vdvae import VDVAE, Block, Conv, Decoder, Terms, TopDownBlock, channels_last, draw
+from vdvae.model.vdvae import VDVAE, Block, Conv, Decoder, Encoder, Terms, TopDownBlock, channels_last, match_channels
 
 
-class FastConv(Conv):
-    """A convolution whose bias gets its gradient by a sum of its own, which on CPUs costs a fraction of oneDNN's."""
+class State(NamedTuple):
+    """A state with its GELU, both `[B, width, r, r]`, as compiled blocks take it and hand it on."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """See `Conv.forward`."""
-        if self.kernel_size == (1, 1) or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        y: Tensor = _Convolution.apply(x, self.weight, self.bias)
-        return y
-
-
-class _Convolution(torch.autograd.Function):
-    """Its backward pass consists of operations that can be differentiated again."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        wanted, padding = [ctx.needs_input_grad[0], True, False], [weight.shape[-1] // 2] * 2
-        by_x, by_weight, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
-        )
-        return by_x, by_weight, _rows(gradient).sum(0)
-
-
-class FastBlock(Block):
-    """A block that adds its last product where the sum lies."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See `Block.forward`."""
-        hidden = self.inner(self.c1(_gelu(x)))
-        if self.residual and _is_own(self.c4):
-            return _add_products(x, self.c4.bias, (hidden, self.c4.weight))
-        hidden = self.c4(hidden)
-        return x + hidden if self.residual else hidden
-
-    def inner(self, hidden: Tensor) -> Tensor:
-        """What is between the first and the last convolution, `[B, middle_channels, r, r]` to the same."""
-        hidden = self.c2(_gelu(hidden))
-        hidden = self.c3(_gelu(hidden))
-        return _gelu(hidden)
-
-
-class Features(NamedTuple):
-    """The encoder's state at a resolution, `[B, width, r, r]`, and its GELU, which all layers there share."""
-
-    state: Tensor
+    x: Tensor
     activated: Tensor
 
 
-class FastTopDownBlock(TopDownBlock):
-    """A top-down block without concatenation: prior and posterior share the GELU of what both read, and all that is
-    added to the state is added where the sum lies.
-    """
+class Seen(NamedTuple):
+    """What a layer has of the encoder's state, see `arithmetic.see`."""
 
-    prior: FastBlock
-    enc: FastBlock
+    product: Tensor
+
+
+class FastConv(Conv):
+    """`arithmetic.convolution` as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See `Conv.forward`."""
+        return arithmetic.convolution(x, _affine(self))
+
+
+class FastBlock(Block):
+    """`arithmetic.residual_block` as a module."""
+
+    way = Way()
+    compute: Callable[..., Any] = staticmethod(arithmetic.residual_block)
+
+    def forward(self, x: Any) -> Any:
+        """See `Block.forward`; of a `State`, it is what `compute` returns."""
+        if not _is_own(self):
+            return super().forward(_tensor(x))
+        return self.compute(_bottleneck(self), _tensor(x), _activated(x), self.residual, self.way)
+
+
+class FastEncoder(Encoder):
+    """An encoder whose blocks may hand on states with their GELU."""
+
+    def forward(self, x: Tensor) -> dict[int, Tensor]:
+        """See `Encoder.forward`."""
+        state: Any = channels_last(self.in_conv(x))
+        features = {state.shape[2]: state}
+        for spec, width, block in zip(self.specs, self.widths, self.enc_blocks, strict=True):
+            state = block(state if _is_own(block) else _tensor(state))
+            if spec.pool > 1:
+                state = match_channels(F.avg_pool2d(_tensor(state), spec.pool), width)
+            features[spec.output_resolution] = _tensor(state)
+        return features
+
+
+class FastTopDownBlock(TopDownBlock):
+    """`arithmetic.top_down_block` as a module."""
+
+    way = Way()
+    compute: Callable[..., Any] = staticmethod(arithmetic.top_down_block)
 
     def forward(
         self,
-        x: Tensor,
-        condition: Tensor,
-        features: Tensor | Features | None,
+        x: Any,
+        condition: Any,
+        features: Any,
         source: Source,
         noise: Tensor | None,
         temperature: float,
-    ) -> tuple[Tensor, Latent]:
-        """See `TopDownBlock.forward`."""
-        if not (_is_own(self.prior, self.enc, self.z_proj) and _is_own(self.prior.c4, self.enc.c1)):
-            state = features.state if isinstance(features, Features) else features
-            return super().forward(x, condition, state, source, noise, temperature)
+    ) -> tuple[Any, Latent]:
+        """See `TopDownBlock.forward`; of a `State`, it is what `compute` returns."""
+        if not _is_own(self):
+            return super().forward(_tensor(x), _tensor(condition), features, source, noise, temperature)
+        prior, enc, resnet = map(_bottleneck, (self.prior, self.enc, self.resnet))
         if isinstance(features, Tensor):
-            features = Features(features, _gelu(features))
-        activated = _gelu(condition)
-        hidden = self.prior.inner(self.prior.c1(activated))
-        last = self.prior.c4
-        for_prior, for_state = last.weight.split((2 * self.zdim, self.width))
-        prior_bias, state_bias = last.bias.split((2 * self.zdim, self.width))
-        p, q = _gaussian(_product(hidden, for_prior, prior_bias)), None
-        if features is not None:
-            by_condition, by_features = self.enc.c1.weight.split(self.width, 1)
-            both = _product(activated, by_condition, _rows(_product(features.activated, by_features, self.enc.c1.bias)))
-            q = _gaussian(self.enc.c4(self.enc.inner(both)))
-        z = draw(source, p, q, noise, temperature)
-        bias = state_bias + self.z_proj.bias
-        return self.resnet(_add_products(x, bias, (hidden, for_state), (z, self.z_proj.weight))), Latent(z, p, q)
+            features = Seen(arithmetic.see(arithmetic.gelu(features), [enc.c1])[0])
+        return self.compute(
+            TopDown(prior, enc, _affine(self.z_proj), resnet),
+            _tensor(x),
+            _tensor(condition),
+            _activated(condition),
+            None if features is None else features.product,
+            source,
+            noise,
+            temperature,
+            self.resnet.residual,
+            self.way,
+        )
 
 
 class FastDecoder(Decoder):
-    """A decoder that takes the GELU of the encoder's states once, not once for every layer that reads them."""
+    """A decoder that looks at the encoder's state of each resolution once, not once for every layer that reads it."""
 
     def forward(
         self,
@@ -129,10 +118,36 @@ class FastDecoder(Decoder):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, list[Latent]]:
         """See `Decoder.forward`."""
-        given: dict[int, Any] | None = features
-        if features is not None and all(type(b) is FastTopDownBlock and not _is_hooked(b) for b in self.dec_blocks):
-            given = {r: Features(state, _gelu(state)) for r, state in features.items()}
-        return super().forward(batch, given, sources, temperatures, generator)
+        by_layer = None if features is None else self._see(features, sources)
+        return super().forward(batch, by_layer, sources, temperatures, generator)
+
+    def _see(self, features: dict[int, Tensor], sources: Sequence[Source]) -> dict[int, Tensor | Seen]:
+        """What each layer whose z is not from its prior has of the encoder's states."""
+        by_layer: dict[int, Tensor | Seen] = {}
+        reading: dict[int, list[int]] = {}
+        for i, source in enumerate(sources):
+            if source != "prior":
+                r = self.specs[i].resolution
+                by_layer[i] = features[r]
+                if _is_own(self.dec_blocks[i]):
+                    reading.setdefault(r, []).append(i)
+        for r, layers in reading.items():
+            first = [_affine(self.dec_blocks[i].enc.c1) for i in layers]  # type: ignore[union-attr]
+            products = arithmetic.see(arithmetic.gelu(features[r]), first)
+            by_layer |= dict(zip(layers, map(Seen, products), strict=True))
+        return by_layer
+
+    def _seen(self, layer: int, features: dict[int, Any]) -> Any:
+        return features[layer]
+
+    def _enter(self, layer: int, states: dict[int, Any], batch: int) -> Any:
+        r, mixin = self.specs[layer]
+        if isinstance(states[r], State) and mixin is None and _is_own(self.dec_blocks[layer]):
+            return states[r]
+        return super()._enter(layer, {r: _tensor(state) for r, state in states.items()}, batch)
+
+    def _leave(self, state: Any) -> Tensor:
+        return super()._leave(_tensor(state))
 
 
 class FastVDVAE(VDVAE):
@@ -150,49 +165,31 @@ def _last(gaussian: DiagonalGaussian) -> DiagonalGaussian:
     return DiagonalGaussian(*(tensor.permute(0, 2, 3, 1) for tensor in gaussian))
 
 
-def _gelu(x: Tensor) -> Tensor:
-    """GELU of a view that PyTorch takes for contiguous, which has the faster kernel on CPUs."""
-    return F.gelu(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+def _tensor(state: Any) -> Tensor:
+    return state.x if isinstance(state, State) else state
 
 
-def _rows(x: Tensor) -> Tensor:
-    """`[B, C, r, r]` as `[B*r*r, C]`."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def _activated(state: Any) -> Tensor | None:
+    return state.activated if isinstance(state, State) else None
 
 
-def _gaussian(features: Tensor) -> DiagonalGaussian:
-    """The standard deviations side by side, because their exponential is taken twice as fast then."""
-    mean, log_std = DiagonalGaussian.from_features(features)
-    return DiagonalGaussian(mean, channels_last(log_std))
+def _affine(conv: nn.Module) -> Affine:
+    return Affine(conv.weight, conv.bias)  # type: ignore[arg-type]
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The 1x1 convolution of `x` `[B, C, r, r]` with weights `[K, C, 1, 1]`; bias `[K]`, or `[B*r*r, K]`."""
-    b, _, h, w = x.shape
-    return torch.addmm(bias, _rows(x), weight.flatten(1).t()).view(b, h, w, -1).permute(0, 3, 1, 2)
+def _bottleneck(block: Block) -> Bottleneck:
+    return Bottleneck(*map(_affine, (block.c1, block.c2, block.c3, block.c4)))
 
 
-def _add_products(state: Tensor, bias: Tensor, *products: tuple[Tensor, Tensor]) -> Tensor:
-    """state `[B, K, r, r]` + bias `[K]` + the 1x1 convolutions of any `x` `[B, C, r, r]` with weights `[K, C, 1, 1]`.
-
-    A product that is added where the sum lies saves writing it and reading it again.
-    """
-    b, _, h, w = state.shape
-    total = _rows(state) + bias
-    for x, weight in products:
-        factors = _rows(x), weight.flatten(1).t()
-        if torch.is_autocast_enabled(x.device.type):
-            total = total + factors[0] @ factors[1]  # the product has fewer bits than the sum
-        else:
-            total.addmm_(*factors)
-    return total.view(b, h, w, -1).permute(0, 3, 1, 2)
-
-
-def _is_own(*modules: nn.Module) -> bool:
-    """Whether calling these would do nothing but their forward passes here, so that one may go past them."""
-    return not _has_any_global_hook() and all(
-        type(m) in (FastConv, FastBlock) and not _is_hooked(m) and "forward" not in vars(m) for m in modules
-    )
+def _is_own(module: nn.Module) -> bool:
+    """Whether to call it would do nothing but the forward passes here, all the way down, so that one may go past them."""
+    if _is_hooked(module) or "forward" in vars(module) or _has_any_global_hook():
+        return False
+    if isinstance(module, FastTopDownBlock) and type(module) is FastTopDownBlock:
+        return all(map(_is_own, (module.prior, module.enc, module.z_proj, module.resnet)))
+    if isinstance(module, FastBlock) and type(module) is FastBlock:
+        return all(map(_is_own, (module.c1, module.c2, module.c3, module.c4)))
+    return type(module) is FastConv
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -204,6 +201,7 @@ def _is_hooked(module: nn.Module) -> bool:
 FAST: dict[type[nn.Module], type[nn.Module]] = {
     Conv: FastConv,
     Block: FastBlock,
+    Encoder: FastEncoder,
     TopDownBlock: FastTopDownBlock,
     Decoder: FastDecoder,
     VDVAE: FastVDVAE,

@@ -205,11 +205,11 @@ class Decoder(nn.Module):
             else:
                 condition = self._enter(i, start_of_group, batch)
             start_of_group[r] = condition
-            seen = features[r] if features is not None and source != "prior" else None
+            seen = self._seen(i, features) if features is not None and source != "prior" else None
             noise = None if isinstance(source, Tensor) else self._noise(batch, r, generator)
             states[r], latent = self.dec_blocks[i](x, condition, seen, source, noise, temperature)
             latents.append(latent)
-        return states[self.config.image_size] * self.gain + self.bias, latents
+        return self._leave(states[self.config.image_size]), latents
 
     def _first_states(self) -> dict[int, Tensor]:
         """What the state `[1, width, r, r]` of each resolution r is before any layer: a learned bias up to
@@ -230,6 +230,14 @@ class Decoder(nn.Module):
         elif mixin is not None:
             x = x + F.interpolate(match_channels(states[mixin], x.shape[1]), scale_factor=r // mixin)
         return channels_last(x.expand(batch, -1, -1, -1))
+
+    def _seen(self, layer: int, features: dict[int, Tensor]) -> Tensor:
+        """The encoder's state that the posterior of a layer reads, `[B, width, r, r]`."""
+        return features[self.specs[layer].resolution]
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The last state, `[B, width, H, W]`, with the learned gain and bias of its channels."""
+        return x * self.gain + self.bias
 
     def _noise(self, batch: int, resolution: int, generator: torch.Generator | None) -> Tensor:
         device = self.gain.device if generator is None else generator.device

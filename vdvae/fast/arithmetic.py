@@ -1,0 +1,220 @@
+"""The arithmetic of the blocks as functions of their weights, in few and cheap passes over memory.
+
+States are `[B, C, r, r]`, channels last in memory. Under autocast, what convolutions read is cast once, before its GELU;
+the states that blocks add to are kept in the type that they are told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
+from vdvae.model.vdvae import channels_last, draw
+
+
+class Affine(NamedTuple):
+    """The weights of a convolution."""
+
+    weight: Tensor
+    """`[K, C, k, k]`"""
+    bias: Tensor
+    """`[K]`"""
+
+
+class Bottleneck(NamedTuple):
+    """The weights of a `Block`."""
+
+    c1: Affine
+    c2: Affine
+    c3: Affine
+    c4: Affine
+
+
+class TopDown(NamedTuple):
+    """The weights of a `TopDownBlock`."""
+
+    prior: Bottleneck
+    enc: Bottleneck
+    z_proj: Affine
+    resnet: Bottleneck
+
+
+def inner(weights: Bottleneck, hidden: Tensor) -> Tensor:
+    """The middle of a bottleneck, between its first and its last convolution: `[B, middle_channels, r, r]` to the same."""
+    hidden = convolution(gelu(hidden), weights.c2)
+    hidden = convolution(gelu(hidden), weights.c3)
+    return gelu(hidden)
+
+
+class Way(NamedTuple):
+    """How a block is computed, besides its weights."""
+
+    stream: torch.dtype = torch.float32
+    """The type of the states under autocast."""
+    inner: Callable[[Bottleneck, Tensor], Tensor] = inner
+    """Computes the middle of each bottleneck."""
+
+
+def residual_block(weights: Bottleneck, x: Tensor, activated: Tensor | None, residual: bool, way: Way) -> Tensor:
+    """`Block.forward` of a state `[B, C, r, r]`; `activated` is its GELU, None where it is not known yet."""
+    hidden = product(gelu(x) if activated is None else activated, weights.c1)
+    hidden = way.inner(weights, hidden)
+    return add_products(x, [(hidden, weights.c4)], way.stream) if residual else product(hidden, weights.c4)
+
+
+def top_down_block(
+    weights: TopDown,
+    x: Tensor,
+    condition: Tensor,
+    activated: Tensor | None,
+    seen: Tensor | None,
+    source: Source,
+    noise: Tensor | None,
+    temperature: float,
+    residual: bool,
+    way: Way,
+) -> tuple[Tensor, Latent]:
+    """`TopDownBlock.forward` without its concatenation: prior and posterior share the GELU of what both read, and what
+    is added to the state is added where the sum lies.
+
+    Args:
+        weights: weights of the block.
+        x: the state, `[B, width, r, r]`.
+        condition: the state that prior and posterior read.
+        activated: its GELU; None where it is not known yet.
+        seen: what `see` made of the encoder's state for this layer; None without a posterior.
+        source: the origin of z.
+        noise: standard normal `[B, zdim, r, r]`; None where z is given.
+        temperature: factor on the standard deviation that z is drawn with.
+        residual: whether the last bottleneck's input is added.
+        way: how it is computed.
+    """
+    prior, enc, z_proj, resnet = weights
+    width, zdim = z_proj.weight.shape[:2]
+    activated, for_posterior = gelu(condition) if activated is None else activated, None
+    by_condition = Affine(enc.c1.weight[:, :width], enc.c1.bias)
+    if seen is not None and bound_by_memory(x):
+        both = Affine(*(torch.cat(parts) for parts in zip(prior.c1, by_condition, strict=True)))
+        for_prior, for_posterior = product(activated, both).chunk(2, 1)
+        for_posterior = for_posterior + seen
+    else:
+        for_prior = product(activated, prior.c1)
+        if seen is not None:
+            for_posterior = add_products(seen, [(activated, by_condition)])
+    hidden = way.inner(prior, for_prior)
+    (p_weight, x_weight), (p_bias, x_bias) = (part.split((2 * zdim, width)) for part in prior.c4)
+    p = gaussian(product(hidden, Affine(p_weight, p_bias)))
+    q = None if for_posterior is None else gaussian(product(way.inner(enc, for_posterior), enc.c4))
+    z = draw(source, p, q, noise, temperature)
+    x = add_products(x, [(hidden, Affine(x_weight, x_bias)), (z, z_proj)], way.stream)
+    return residual_block(resnet, x, None, residual, way), Latent(z, p, q)
+
+
+def see(activated: Tensor, first: Sequence[Affine]) -> Sequence[Tensor]:
+    """What the first convolutions of some layers' posteriors make of the encoder's state that all of them read, without
+    biases, each `[B, middle, r, r]`. As one product, it reads the state once and sums the state's gradients by itself.
+
+    Args:
+        activated: GELU of the state, `[B, width, r, r]`.
+        first: the weights of these convolutions, whose last `width` input channels are the encoder's.
+    """
+    weights = torch.cat([weight[:, -activated.shape[1] :] for weight, _ in first])
+    return as_state(rows(activated) @ weights.flatten(1).t(), activated).chunk(len(first), 1)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a view that PyTorch takes for contiguous, which has the faster kernel on CPUs."""
+    return F.gelu(lowered(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def convolution(x: Tensor, weights: Affine) -> Tensor:
+    """A convolution that keeps the resolution. On CPUs its bias gets its gradient by a sum of its own, which costs a
+    fraction of oneDNN's.
+    """
+    weight, bias = weights
+    if weight.shape[-1] == 1:
+        return product(x, weights)
+    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+        y: Tensor = _Convolution.apply(x, weight, bias)
+        return y
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+def product(x: Tensor, weights: Affine) -> Tensor:
+    """The 1x1 convolution of `x` `[B, C, r, r]`, `[B, K, r, r]`."""
+    return as_state(torch.addmm(weights.bias, rows(x), weights.weight.flatten(1).t()), x)
+
+
+def add_products(
+    state: Tensor, products: Sequence[tuple[Tensor, Affine]], stream: torch.dtype = torch.float32
+) -> Tensor:
+    """state `[B, K, r, r]` + the 1x1 convolutions of any `x` `[B, C, r, r]`, in the type of `stream` under autocast.
+
+    A product that is added where the sum lies saves writing it and reading it again. Where it has fewer bits than the
+    sum, all products are one, and one addition.
+    """
+    weights = [affine.weight.flatten(1).t() for _, affine in products]  # each [C, K]
+    bias = sum((affine.bias for _, affine in products[1:]), start=products[0][1].bias)
+    if bound_by_memory(state):
+        factors = torch.cat([lowered(rows(x)) for x, _ in products], 1), torch.cat(weights)
+        return state.to(stream) + as_state(torch.addmm(bias, *factors), state)
+    total = rows(state) + bias
+    for (x, _), weight in zip(products, weights, strict=True):
+        total.addmm_(rows(x), weight)
+    return as_state(total, state)
+
+
+def gaussian(features: Tensor) -> DiagonalGaussian:
+    """The standard deviations side by side, because their exponential is taken twice as fast then."""
+    mean, log_std = DiagonalGaussian.from_features(features)
+    return DiagonalGaussian(mean, log_std if bound_by_memory(features) else channels_last(log_std))
+
+
+def rows(x: Tensor) -> Tensor:
+    """`[B, C, r, r]` as `[B*r*r, C]`."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def as_state(rows: Tensor, like: Tensor) -> Tensor:
+    """`[B*r*r, C]` as `[B, C, r, r]`, with the B and r of a state."""
+    b, _, h, w = like.shape
+    return rows.view(b, h, w, -1).permute(0, 3, 1, 2)
+
+
+def bound_by_memory(x: Tensor) -> bool:
+    """Whether fewer passes over memory are worth larger products: under autocast, whose products take little time."""
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """`x` in autocast's type, as products want it; as it is without autocast."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
+class _Convolution(torch.autograd.Function):
+    """Its backward pass consists of operations that can be differentiated again."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        wanted, padding = [ctx.needs_input_grad[0], True, False], [weight.shape[-1] // 2] * 2
+        by_x, by_weight, _ = torch.ops.aten.convolution_backward(
+            gradient, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, wanted
+        )
+        return by_x, by_weight, rows(gradient).sum(0)
