@@ -92,6 +92,9 @@ class TrainConfig:
     grid_columns: int = 8
     """Images in a row of the sample and reconstruction grids; fewer where these have more than a million pixels."""
     precision: Precision = "fp32"
+    bf16_states: bool = False
+    """Whether the states that blocks add to are in bf16 too, for less traffic; they are in fp32 otherwise. With
+    train.precision=bf16 only."""
     compile: bool = False
     """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay."""
     recompute_from: int | None = None
@@ -132,6 +135,9 @@ class TrainConfig:
         for key in ("beta1", "beta2", "ema_decay"):
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be from 0 to below 1, not {getattr(self, key)}")
+
+        if self.bf16_states and self.precision != "bf16":
+            raise ValueError(f"train.bf16_states needs train.precision=bf16, not {self.precision}")
 
     def check_device(self, device_type: str) -> None:
         """Refuses what this device cannot do.

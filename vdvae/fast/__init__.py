@@ -13,18 +13,22 @@ from torch import Tensor, nn
 from vdvae.fast.activation_checkpointing import checkpoint_blocks
 from vdvae.fast.allocator import give_back_freed_memory, keep_freed_memory
 from vdvae.fast.compiling import compile_blocks
-from vdvae.fast.forwards import FastVDVAE, has_hooks, swap_forwards
+from vdvae.fast.forwards import FastVDVAE, has_hooks, keep_states_in, swap_forwards
+from vdvae.fast.low_precision import LowPrecisionWeights, convolutions
 from vdvae.fast.record import Recorded
 from vdvae.fast.threads import Threads
 from vdvae.model.vdvae import VDVAE
 
 __all__ = [
+    "LowPrecisionWeights",
     "Recorded",
     "Threads",
     "checkpoint_blocks",
     "compile_blocks",
+    "convolutions",
     "give_back_freed_memory",
     "keep_freed_memory",
+    "keep_states_in",
     "prepare",
     "recorded",
     "recorded_if_prepared",

@@ -156,7 +156,8 @@ class FastVDVAE(VDVAE):
     def terms(self, images: Tensor, result: Pass) -> Terms:
         """See `VDVAE.terms`."""
         latents = [
-            Latent(z.permute(0, 2, 3, 1), _last(p), None if q is None else _last(q)) for z, p, q in result.latents
+            latent._replace(prior=_last(latent.prior), posterior=latent.posterior and _last(latent.posterior))
+            for latent in result.latents
         ]
         return super().terms(images, result._replace(latents=latents))
 
@@ -212,6 +213,13 @@ def swap_forwards(model: VDVAE) -> None:
     """Gives modules their fast classes."""
     for module in model.modules():
         module.__class__ = FAST.get(type(module), type(module))
+
+
+def keep_states_in(model: VDVAE, dtype: torch.dtype) -> None:
+    """Has the blocks of a prepared model keep their states in this type under autocast, instead of fp32."""
+    for module in model.modules():
+        if isinstance(module, (FastBlock, FastTopDownBlock)):
+            module.way = module.way._replace(stream=dtype)
 
 
 def has_hooks(model: nn.Module) -> bool:

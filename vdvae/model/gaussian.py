@@ -69,6 +69,11 @@ class Latent(NamedTuple):
         return self._known_posterior.kl(self.prior)
 
     @property
+    def rate(self) -> Tensor:
+        """KL(q || p) of the layer for each image, in nats, `[B]`."""
+        return self.kl.sum((1, 2, 3))
+
+    @property
     def log_prior(self) -> Tensor:
         """log p(z_i | z_<i) of each latent variable, in nats; whatever temperature z was drawn at."""
         return self.prior.log_density(self.z)

@@ -321,7 +321,7 @@ class VDVAE(LatentVariableModel):
         """
         distortion = -result.mixture.log_prob(images) / self.config.dims  # [B]
         none = torch.zeros_like(distortion)
-        rates = [none if latent.posterior is None else latent.kl.sum((1, 2, 3)) for latent in result.latents]
+        rates = [none if latent.posterior is None else latent.rate for latent in result.latents]
         layer_rate = torch.stack(rates, 1) / self.config.dims  # [B, L]
         return Terms(distortion, layer_rate.sum(1), layer_rate)
 

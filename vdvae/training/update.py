@@ -6,22 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vdvae import fast
 from vdvae.config import TrainConfig
 from vdvae.model.vdvae import VDVAE
+from vdvae.runtime.flat import flat_like
 from vdvae.runtime.noise import Purpose, generator
-from vdvae.runtime.precision import autocast, set_matmul_precision
+from vdvae.runtime.precision import AUTOCAST_TYPES, autocast, set_matmul_precision
 from vdvae.runtime.processes import World
 from vdvae.training.ema import EMA
 from vdvae.training.gradient_skipping import SkipThreshold
 from vdvae.training.loss_scale import LossScale
 from vdvae.training.metrics import Metrics, Report
 from vdvae.training.optimizer import adamw, learning_rate
-
-ALIGNMENT = 16
-"""Numbers: every gradient begins at 64 bytes, as vector units like it."""
 
 
 class Update:
@@ -43,11 +41,15 @@ class Update:
         self.config = config
         self.world = world
         self.ema = EMA(model, config.ema_decay)
-        self.gradient = flat_gradient(model)
+        weights = list({**fast.convolutions(model), **dict(model.named_parameters())}.values())
+        self.gradient, gradients = flat_like(weights)  # to zero it, to sum it and to take its norm is one operation each
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
         self.optimizer = adamw(model.parameters(), config)
         self.threshold = SkipThreshold(config.skip_threshold, world.device)
         self.loss_scale = LossScale(config.precision == "fp16", world.device)
         self.metrics = Metrics(model.num_layers, world.device)
+        self.low: fast.LowPrecisionWeights | None = None
         self.accumulate: Callable[[Tensor, int, torch.Generator], None] = self._accumulate
         if config.fast:
             self._make_fast()
@@ -61,6 +63,8 @@ class Update:
         pieces = -(-len(images) // (self.config.micro_batch or len(images)))
         first = self.world.rank * len(images)
         self.gradient.zero_()
+        if self.low:
+            self.low.cast()
         for piece in images.tensor_split(pieces):
             noise = generator(self.world.device, self.config.seed, Purpose.TRAINING, first, step)
             self.accumulate(piece, self.world.size * len(images), noise)
@@ -70,9 +74,11 @@ class Update:
     def _accumulate(self, images: Tensor, global_batch: int, noise: torch.Generator) -> None:
         """Adds the gradient of these images' part in the mean loss over the global batch."""
         with autocast(self.world.device, self.config.precision):
-            terms = self.model(images, noise)
+            terms = (self.low or self.model)(images, noise)
         loss = terms.nats_per_dim.sum() / global_batch
         loss.backward(torch.where(torch.isfinite(loss), self.loss_scale.value, torch.nan))
+        if self.low:
+            self.low.add_gradients()
         self.metrics.add_losses(terms)
 
     @torch.no_grad()
@@ -97,16 +103,20 @@ class Update:
     def _make_fast(self) -> None:
         """Everything that `train.fast=false` does without; results stay the same but for rounding."""
         fast.prepare(self.ema.model)
+        fast.prepare(self.model)
         if self.config.compile:
             fast.compile_blocks(self.model)
-        else:
-            fast.prepare(self.model)
+        if self.config.bf16_states:
+            fast.keep_states_in(self.model, torch.bfloat16)
         if self.config.recompute_from is not None:
             fast.checkpoint_blocks(self.model, self.config.recompute_from)
+        found, changed = [self.loss_scale.value], [self.gradient, self.metrics.losses]
+        if self.config.precision in AUTOCAST_TYPES:
+            self.low = fast.LowPrecisionWeights(self.model, AUTOCAST_TYPES[self.config.precision], self.gradient)
+            changed += self.low.tensors
         on_gpu = self.world.device.type == "cuda"
         if self.config.cuda_graph if on_gpu else self.config.replay and not self.config.compile:
-            changed = [self.gradient, self.metrics.losses]
-            self.accumulate = fast.recorded(self._accumulate, self.model, [self.loss_scale.value], changed)
+            self.accumulate = fast.recorded(self._accumulate, self.model, found, changed)
 
     def report(self) -> Report:
         """What happened since the last report. Every process must call this."""
@@ -143,14 +153,3 @@ def with_own_steps(optimizer: dict[str, Any]) -> dict[str, Any]:
     }
     return {**optimizer, "state": own}
 
-
-def flat_gradient(model: nn.Module) -> Tensor:
-    """Makes the gradients of a model views of one tensor, and returns it: to zero it, to sum it over processes and to
-    take its norm is one operation each.
-    """
-    parameters = list(model.parameters())
-    sizes = [-(-p.numel() // ALIGNMENT) * ALIGNMENT for p in parameters]
-    flat = torch.zeros(sum(sizes), device=parameters[0].device)  # stays 0 between the gradients
-    for parameter, place in zip(parameters, flat.split(sizes), strict=True):
-        parameter.grad = place[: parameter.numel()].view_as(parameter)
-    return flat
