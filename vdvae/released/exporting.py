@@ -135,7 +135,7 @@ def _apex(adam: Adam, config: Config) -> dict[str, Any]:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().contiguous()
+    return tensor.detach().float().contiguous().clone()  # in a checkpoint, many share their memory
 
 
 def _released_lines(entries: list[dict[str, Any]], last: int, epoch_of: Callable[[int], int]) -> list[dict[str, Any]]:

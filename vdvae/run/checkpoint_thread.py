@@ -7,14 +7,13 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from tqdm import tqdm
 
 from vdvae.config import Config
 from vdvae.run import checkpoint
 from vdvae.run.checkpoint import Best, Checksums
 from vdvae.run.directory import RunDirectory
+from vdvae.run.host_copy import HostCopy
 
 
 class CheckpointWriter:
@@ -29,6 +28,7 @@ class CheckpointWriter:
         self.directory = directory
         self.config = config
         self.checksums = checksums
+        self._host_copy = HostCopy()
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[str | None] | None = None
 
@@ -43,8 +43,7 @@ class CheckpointWriter:
         checkpoint of that is kept.
         """
         self.failure()
-        copy = tree_map_only(Tensor, lambda tensor: tensor.to("cpu", copy=True), state)
-        self._writing = self._thread.submit(self._write, step, copy, best)
+        self._writing = self._thread.submit(self._write, step, self._host_copy(state), best)
 
     @property
     def is_writing(self) -> bool:
