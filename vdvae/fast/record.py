@@ -8,7 +8,8 @@ is a list of operations (`cpu_record`), on a GPU a CUDA graph (`cuda_graph`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -97,7 +98,7 @@ class Recorded(Generic[Result]):
 
         def work() -> Any:
             without = [t for t in self.watched() if isinstance(t, Tensor) and t.is_leaf and t.grad is None]
-            with _Closed(), _Steady():
+            with _without_numbers() if self.device.type == "cpu" else nullcontext():
                 result = self.function(*own, self.generator)
             if any(tensor.grad is not None for tensor in without):
                 raise ValueError("a recorded function adds to gradients that are there; give weights a .grad before")
@@ -124,6 +125,15 @@ LOOKS = "a function that looks at a number cannot be recorded, because the next 
 LEAVING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__}
 """Methods that take numbers out of a tensor without an operation."""
 MASKS = (torch.bool, torch.uint8)
+
+
+@contextmanager
+def _without_numbers() -> Iterator[None]:
+    """Refuses what looks at numbers, on a CPU. A CUDA graph refuses it by itself, and would be one of eager operations:
+    torch.compile leaves aside what runs in such a mode.
+    """
+    with _Closed(), _Steady():
+        yield
 
 
 class _Closed(TorchFunctionMode):
