@@ -33,10 +33,11 @@ from vdvae.run.progress import Progress
 from vdvae.run.summary import draw_pictures, print_summary
 from vdvae.runtime import processes
 from vdvae.runtime.device import pick_device
-from vdvae.runtime.processes import World, exit_on_lost_process
+from vdvae.runtime.kernels import choose_kernels
 from vdvae.training.update import Update
 
 
+@processes.exit_at_once("resumes")
 @exit_on_interrupt("the same command goes on from the newest checkpoint")
 def main() -> None:
     """Reads the command line, checks everything before anything is written, and runs."""
@@ -46,6 +47,7 @@ def main() -> None:
             config = with_absolute_root(load_config(args.hps, args.overrides))
             if config.train.fast:
                 fast.keep_freed_memory()
+            choose_kernels(config.train.deterministic)
             splits = load_splits(config.data, config.model)
             launch = read_launch()
             config.train.local_batch_size(launch.size)  # refuses what cannot be divided
@@ -57,7 +59,7 @@ def main() -> None:
                 resumed = directory.open(config, splits.manifest.checksums())
                 changed = changed_settings(directory, config)
                 directory.create(config)
-        with exit_on_lost_process(), exit_on_bad_image():
+        with exit_on_bad_image():
             world = processes.start(device, config.train.timeout_minutes)
             status = run(config, splits, directory, resumed, changed, world, args)
             processes.stop()
@@ -86,7 +88,7 @@ def run(
     directory: RunDirectory,
     resumed: Checkpoint | None,
     changed: Changes,
-    world: World,
+    world: processes.World,
     limits: argparse.Namespace,
 ) -> int:
     """Trains from the start or from a checkpoint, then measures the test NLL; returns the exit status."""
@@ -99,6 +101,7 @@ def run(
     if state:
         update.load_state_dict(state)
         state.clear()  # as large as the model, its EMA and its moments
+        fast.give_back_freed_memory()
     best = resumed.best if resumed else None
     last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
 
@@ -143,8 +146,8 @@ def run(
                     return 1
             with progress.off_the_clock():
                 validates = done % settings.valid_every == 0
-                if world.is_main and done % settings.images_every == 0 and not is_end:
-                    draw_pictures(ema, splits, settings.grid_columns, directory, done, log)
+                if done % settings.images_every == 0 and not is_end:
+                    draw_pictures(ema, splits, settings.grid_columns, directory, done, log, world.is_main)
                 if done % settings.checkpoint_every == 0 or validates or done == last_step or reason:
                     state = update.state_dict()
                     if world.is_main:
@@ -161,9 +164,7 @@ def run(
             return 1
         if reason or done < settings.max_steps:
             without = "" if reason else " without --max_steps"
-            progress.say(
-                f"ended after step {done:,} of {settings.max_steps:,}; the same command{without} goes on from there"
-            )
+            progress.say(f"ended after step {done:,} of {settings.max_steps:,}; the same command{without} goes on")
             return 128 + reason if reason > TIME_IS_UP else 0
         with interruption.at_once():
             test = evaluate(ema, splits.test, settings.eval_batch, world, show_progress=True)

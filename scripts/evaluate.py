@@ -22,6 +22,7 @@ from vdvae.runtime.precision import set_matmul_precision
 from vdvae.runtime.results import prepare_result, write_result
 
 
+@processes.exit_at_once("begins again")
 @exit_on_interrupt()
 def main() -> None:
     """Prints a table, and writes it as JSON where asked to."""

@@ -135,6 +135,17 @@ def test_a_run_knows_where_its_images_are(call: Command, tmp_path: Path) -> None
 
 
 @pytest.mark.long
+def test_deterministic_training_is_what_a_cpu_does_anyway(command: Command, finished_run: Path, tmp_path: Path) -> None:
+    """Every operation of training, validation and pictures has an algorithm that PyTorch takes for deterministic."""
+    settings = ["train.deterministic=true", "train.images_every=2", "train.valid_every=4"]
+    result = command("train.py", "--hps", TINY, "--run_dir", "run", *settings)
+    assert result.returncode == 0, result.stderr
+    ours, usual = (checkpoint.read_run(run) for run in (tmp_path / "run", finished_run))
+    assert ours.config.train.deterministic
+    assert_same_tensors(ours.state, usual.state)
+
+
+@pytest.mark.long
 def test_faults_on_one_rank_are_skipped_by_both(command: Command) -> None:
     """NaN, infinity and 1e15 in gradients, NaN in a loss, garbage for images: nothing stored is touched, and training
     comes to its usual loss.

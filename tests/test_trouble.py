@@ -209,6 +209,56 @@ def test_one_summarises_for_longer_than_the_others_would_wait(tmp_path: Path, mo
     assert len(list((tmp_path / "run/samples").iterdir())) == 2
 
 
+DRAWS_SLOWLY = """
+import os, time
+import vdvae.run.summary as summary
+draw = summary.sample_grid
+def sample_grid(*arguments):
+    time.sleep(12)
+    with open(os.environ["PICTURES"] + os.environ["RANK"], "w"):
+        return draw(*arguments)
+summary.sample_grid = sample_grid
+"""
+
+
+@pytest.mark.long
+def test_pictures_on_the_way_take_longer_than_processes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """12 seconds, where they give up after 9: all draw, and one writes."""
+    (tmp_path / "sitecustomize.py").write_text(DRAWS_SLOWLY)
+    monkeypatch.setenv("PICTURES", str(tmp_path / "drawn-"))
+    settings = ["train.timeout_minutes=0.15", "train.images_every=4", "--max_steps=5"]
+    with start(tmp_path, *settings, site=tmp_path, torchrun=["--nproc_per_node=2"]) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "error: " not in err
+    assert "step 5 of 6" in out
+    assert sorted(path.name for path in tmp_path.glob("drawn-*")) == ["drawn-0", "drawn-1"]
+    pictures = sorted(path.name for path in (tmp_path / "run/samples").iterdir())
+    assert pictures == ["reconstructions-00000004.png", "samples-00000004.png"]
+
+
+FAILS_ONCE = """
+import os
+import vdvae.run.progress as progress
+count = progress.Progress.step
+def step(self):
+    if os.environ.get("RANK") == "1":
+        raise KeyError("a bug of one process")
+    count(self)
+progress.Progress.step = step
+"""
+
+
+@pytest.mark.long
+def test_an_error_in_one_of_two_processes_ends_both(tmp_path: Path) -> None:
+    """With its traceback, once; the other says that it lost it, or is ended by torchrun before."""
+    (tmp_path / "sitecustomize.py").write_text(FAILS_ONCE)
+    with start(tmp_path, site=tmp_path, torchrun=["--nproc_per_node=2"]) as process:
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert err.count("KeyError: 'a bug of one process'") == 1
+
+
 def test_a_finished_run_has_not_failed_where_its_summary_does(
     call: Command, monkeypatch: pytest.MonkeyPatch, finished_run: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,6 +70,77 @@ if hasattr(torch.backends, "fp32_precision"):  # since PyTorch 2.9, which then r
 def test_fp32_whichever_settings_of_pytorch_were_used() -> None:
     """In a process of its own, where nobody has used the others."""
     subprocess.run([sys.executable, "-c", NEWER_SETTINGS], cwd=ROOT, check=True)
+
+
+KERNELS = """
+import os, torch
+from vdvae.runtime.kernels import REPEATABLE, WORKSPACE, choose_kernels
+from vdvae.runtime.precision import in_fp32
+choose_kernels()
+assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+assert not torch.backends.cudnn.deterministic and WORKSPACE not in os.environ
+with in_fp32():  # figures must not hang on which algorithm was faster
+    assert not torch.backends.cudnn.benchmark
+assert torch.backends.cudnn.benchmark
+for given, then in (("", REPEATABLE[0]), (":16:8", ":16:8")):
+    os.environ[WORKSPACE] = given
+    choose_kernels(deterministic=True)
+    assert os.environ[WORKSPACE] == then
+assert torch.backends.cudnn.deterministic and not torch.backends.cudnn.benchmark
+assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+"""
+
+
+def test_the_fastest_kernels_or_those_that_repeat_themselves() -> None:
+    """In a process of its own, because settings are of the whole process."""
+    subprocess.run([sys.executable, "-c", KERNELS], cwd=ROOT, check=True)
+
+
+FAILS = """
+import atexit, sys, torch
+from vdvae.runtime import processes
+atexit.register(print, "Python's own way out")
+
+@processes.exit_at_once("begins again")
+def main():
+    if sys.argv[2] == "several":
+        processes.start(torch.device("cpu"))
+    print("said before", end="")
+    exec(sys.argv[1])
+
+main()
+"""
+
+
+@pytest.mark.parametrize("processes", ["one", "several"])
+@pytest.mark.parametrize(
+    ("what", "status", "told"),
+    [
+        ("1 / 0", 1, "ZeroDivisionError"),
+        ("sys.exit(130)", 130, ""),
+        ("sys.exit('words')", 1, ""),
+        ("raise RuntimeError('gloo: Connection closed by peer')", 1, "error: process 0 lost the others"),
+        ("processes.stop()", 0, ""),
+    ],
+)
+def test_a_process_that_fails_beside_others_ends_at_once(what: str, status: int, told: str, processes: str) -> None:
+    """Without Python's clean-up, in which NCCL would wait for the others; nothing that was said is lost."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, "-c", FAILS, what, processes]
+    settings = {**os.environ, **place}
+    result = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    assert result.returncode == status, result.stderr
+    assert told in result.stderr
+    assert ("Traceback" in result.stderr) == (what == "1 / 0")
+    assert result.stdout.startswith("said before")
+    at_once = "lost" in told or (processes == "several" and status > 0)
+    assert ("Python's own way out" in result.stdout) != at_once
+
+
+def free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
 
 
 def test_devices() -> None:

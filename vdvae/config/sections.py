@@ -110,6 +110,9 @@ class TrainConfig:
     """Whether, on a GPU, forward and backward pass are recorded as one CUDA graph."""
     compress_gradients: bool = False
     """Whether processes on CUDA devices exchange their gradients as bf16: half of the traffic, 8 bits of precision."""
+    deterministic: bool = False
+    """Whether GPUs take only those algorithms that give the same bits every time. Slower; by how much was not measured.
+    CPUs do so anyway."""
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -18,13 +18,18 @@ from vdvae.runtime.precision import in_fp32
 
 MOST_PIXELS = 1 << 20
 """In a row of pictures: 8 images of 256 pixels, and 1 of 1024. 8 of those are 120 passes through the model of
-configs/ffhq1024.yaml, 90 TFLOP: half an hour on two cores, while other processes wait `train.timeout_minutes`."""
+configs/ffhq1024.yaml, 90 TFLOP: half an hour on two cores."""
 
 
 @in_fp32()
-def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog) -> None:
+def draw_pictures(
+    ema: VDVAE, splits: Splits, columns: int, directory: RunDirectory, step: int, log: RunLog, writes: bool = True
+) -> None:
     """Samples, and reconstructions of validation images, as PNG files and in TensorBoard: `columns` of each in a row,
     or what `MOST_PIXELS` leaves.
+
+    While training goes on, all processes draw, and one of them writes: so the others are busy for as long, and don't
+    give up waiting, however large the model is and however slow the machine.
     """
     columns = max(1, min(columns, MOST_PIXELS // ema.config.image_size**2))
     originals = first_images(splits.valid, columns, ema.device)
@@ -32,7 +37,7 @@ def draw_pictures(ema: VDVAE, splits: Splits, columns: int, directory: RunDirect
         "samples": sample_grid(ema, TEMPERATURES, columns),
         "reconstructions": reconstruction_grid(ema, originals),
     }
-    for name, picture in pictures.items():
+    for name, picture in pictures.items() if writes else ():
         with warn_where_unwritten(f"the {name}"):
             save_png(picture, directory.picture(name, step))
         log.picture(step, name, picture)

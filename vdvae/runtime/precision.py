@@ -30,12 +30,16 @@ def matmul_precision() -> tuple[str, bool | str]:
 
 @contextmanager
 def in_fp32() -> Iterator[None]:
-    """Has the convolutions and matrix products inside in fp32, whatever was set, and those after it as before."""
-    before = matmul_precision()
+    """Has the convolutions and matrix products inside in fp32, whatever was set, and those after it as before; by
+    algorithms that don't hang on how fast each was when it was tried, so that figures don't either.
+    """
+    before, cudnn = matmul_precision(), torch.backends.cudnn
     _set(*(("highest", False) if isinstance(before[1], bool) else ("ieee", "ieee")))
+    benchmark, cudnn.benchmark = cudnn.benchmark, False
     try:
         yield
     finally:
+        cudnn.benchmark = benchmark
         _set(*before)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,17 +129,34 @@ def stop() -> None:
 
 
 @contextmanager
-def exit_on_lost_process() -> Iterator[None]:
-    """Ends this process in one line where another one is gone, whose own last words say why; torchrun restarts all."""
+def exit_at_once(again: str) -> Iterator[None]:
+    """Ends this process at once where something goes wrong and others belong to it, which torchrun then ends; decorates
+    the `main` of a command that several processes may run, and stands outside all else that ends them.
+
+    Python's own way out takes the process group apart, and in that NCCL can wait for the others for ever (NVIDIA/nccl
+    #1777). A traceback is printed as ever. Where another process is gone, which says itself why, that is one line.
+
+    Args:
+        again: what the same command does when it is started again.
+    """
     try:
         yield
-    except RuntimeError as error:
-        if not is_lost_process(error):
+    except BaseException as error:
+        if isinstance(error, RuntimeError) and is_lost_process(error):
+            rank, reason = read_launch().rank, " ".join(str(error).split())[:200]
+            told = f"error: process {rank} lost the others; where none of them says why, the same command {again}"
+            print(f"{told} ({reason})", file=sys.stderr)
+            status = 1
+        elif not dist.is_initialized():
             raise
-        rank, reason = read_launch().rank, " ".join(str(error).split())[:200]
-        told = f"error: process {rank} lost the others; where none of them says why, the same command resumes"
-        print(f"{told} ({reason})", file=sys.stderr, flush=True)
-        os._exit(1)  # with threads that wait for the others, sys.exit might never return
+        elif isinstance(error, SystemExit):
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        else:
+            traceback.print_exc()
+            status = 1
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
 
 
 def is_lost_process(error: RuntimeError) -> bool:
