@@ -1,22 +1,23 @@
-"""What a training step or a batch of samples costs a GPU, counted on this machine whatever it is: see docs/performance.md.
-"""
+"""What a training step or a batch of samples costs a GPU, counted without one; docs/performance.md says how."""
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from measuring.planned import planned
+from measuring.planned import can_plan, planned
 from vdvae import fast
 from vdvae.config import Config
-from vdvae.counting.cards import BANDWIDTH_SHARE, CONVOLUTION_SHARE, LAUNCH_SECONDS, PRODUCT_SHARE, Card
+from vdvae.counting.cards import BANDWIDTH_SHARE, CONVOLUTION_SHARE, GIB, LAUNCH_SECONDS, PRODUCT_SHARE, Card
 from vdvae.counting.cost import Cost
 from vdvae.counting.tally import Item, Tally
 from vdvae.model.vdvae import VDVAE
@@ -27,6 +28,8 @@ from vdvae.training.update import Update
 
 FEW = 2
 """Images of the step that the counted one is compared with, to tell what grows with the images."""
+SHOWN = 12
+"""Kinds of operations that are listed."""
 CPU = torch.device("cpu")
 ASSUMPTIONS = {
     "bandwidth_share": BANDWIDTH_SHARE,
@@ -106,6 +109,56 @@ def count_samples(config: Config, card: Card) -> Counted:
     return _count(prepare, batch, card, precision, compiled=False)
 
 
+def count(config: Config, card: Card, of: str) -> dict[str, Counted]:
+    """What each way costs that there is: "eager" and, of an update whose blocks can be compiled here, "compiled"."""
+    if of == "sample":
+        return {"eager": count_samples(config, card)}
+    ways = {"eager": count_update(config, card, compiled=False)}
+    if config.train.fast and can_plan():
+        ways["compiled"] = count_update(config, card, compiled=True)
+    return ways
+
+
+def best_of(ways: dict[str, Counted]) -> str:
+    """The way with the highest bound."""
+    return max(ways, key=lambda way: ways[way].images_per_second_bound)
+
+
+def print_counts(ways: dict[str, Counted], card: Card) -> None:
+    """Prints a column for each way, and the operations of each that take longest."""
+    print(f"{'':34}" + "".join(f"{way:>14}" for way in ways))
+    for label, value in ROWS.items():
+        print(f"{label:34}" + "".join(f"{value(one):>14}" for one in ways.values()))
+    if any(one.peak_bytes > card.memory_bytes for one in ways.values()):
+        print(f"{card.title} has {card.memory_bytes / GIB:.0f} GiB: too little where the peak is above it")
+    for way, one in ways.items():
+        print(f"\n{way + ', longest':60}{'launches':>10}{'GB':>10}{'ms':>10}")
+        for item in one.items[:SHOWN]:
+            name = f"{item['part']}: {item['operation']}"
+            figures = f"{item['launches']:10,}{item['bytes'] / 1e9:10.2f}{1000 * item['seconds']:10.2f}"
+            print(f"{name[:59]:60}{figures}")
+
+
+ROWS: dict[str, Callable[[Counted], str]] = {
+    "launches": lambda one: f"{one.launches:,}",
+    **{f"  {part}": partial(lambda part, one: _of_part(one, part), part) for part in ("forward", "backward", "update")},
+    "memory traffic an image": lambda one: f"{one.bytes_per_image / 1e9:.3f} GB",
+    "  and whatever the images": lambda one: f"{one.bytes_per_update / 1e9:.3f} GB",
+    "arithmetic an image": lambda one: f"{one.flops_per_image / 1e9:,.1f} GFLOP",
+    "saved activations an image": lambda one: f"{one.saved_bytes_per_image / 1e9:.3f} GB",
+    "peak of all tensors": lambda one: f"{one.peak_bytes / GIB:.2f} GiB",
+    "all-reduce": lambda one: f"{one.all_reduce_bytes / 1e6:,.1f} MB",
+    "time, at least": lambda one: f"{one.milliseconds_bound:,.2f} ms",
+    "images per second, at most": lambda one: f"{one.images_per_second_bound:,.1f}",
+}
+"""What is printed of each way."""
+
+
+def _of_part(one: Counted, part: str) -> str:
+    item = one.parts.get(part, Item())
+    return f"{item.launches:,}"
+
+
 class _Step:
     """What is learnt of one step while it runs."""
 
@@ -154,8 +207,13 @@ def _count(
     few = FEW if batch > FEW else batch + 1
     tally = Tally(card, "tf32" if precision == "tf32" else "fp32")
     step = _Step(tally)
-    # Fake tensors are made before the mode that counts, so that this one sees what autograd and autocast do.
-    with planned(tally) if compiled else nullcontext(), FakeTensorMode(allow_non_fake_inputs=True), tally:
+    with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # which copying a model does
+        if compiled:
+            stack.enter_context(planned(tally))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(tally)  # inside, so that it sees what fake tensors are asked to do
         work = prepare(step)
         step.begin()
         work(few)
