@@ -7,7 +7,7 @@ python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 
 python scripts/benchmark.py evaluate --hps cifar10 train.fast=false     the plain model alone
 python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare train.fast=false
 python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without having the set
-python scripts/benchmark.py count --hps imagenet32 --batch 32 --card h100 train.precision=bf16     without having the GPU
+python scripts/benchmark.py count --hps imagenet32 --batch 32 --card h100     without having the GPU
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def command_line() -> CommandLine:
     parser = CommandLine(description="Measures how fast this machine is, and what memory it takes, for one preset.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, told in HELP.items():
-        one = kinds.add_parser(kind, help=told, description=f"{'Counts' if kind == 'count' else 'Measures'} the {told}.")
+        does = "Counts" if kind == "count" else "Measures"
+        one = kinds.add_parser(kind, help=told, description=f"{does} the {told}.")
         one.add_argument("--hps", required=True, help="presets, as for train.py")
         if kind != "count":
             add_device(one)
@@ -101,7 +102,7 @@ def command_line() -> CommandLine:
         one.add_argument("--batch", type=int, metavar="N", help=images)
         if kind == "count":
             one.add_argument("--card", choices=tuple(CARDS), default="h100", help="the GPU whose bounds count")
-            one.add_argument("--of", choices=("train", "sample"), default="train", help="what is counted; default: train")
+            one.add_argument("--of", choices=("train", "sample"), default="train", help="default: train")
             continue
         compared = "overrides to compare with, in turn, separated by commas; train.fast=false is the plain model"
         one.add_argument("--compare", metavar="OVERRIDES", help=compared)
@@ -136,8 +137,8 @@ def read_settings(args: argparse.Namespace) -> list[Config]:
     trains = args.kind in ("train", "memory", "count")
     settings = [setting_of(load_config(args.hps, one), args.batch, trains) for one in overrides]
     if args.kind == "count" and (precision := settings[0].train.precision) not in CARDS[args.card].flops:
-        takes = ", ".join(CARDS[args.card].flops)
-        raise UserError(f"{CARDS[args.card].title} does not compute in {precision}; set train.precision to one of {takes}")
+        card, takes = CARDS[args.card].title, ", ".join(CARDS[args.card].flops)
+        raise UserError(f"{card} does not compute in {precision}; set train.precision to one of {takes}")
     if len(settings) > 1 and settings[0] == settings[1]:
         raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     return settings
@@ -188,8 +189,8 @@ def count_step(args: argparse.Namespace, setting: Config, device: torch.device) 
     """What an update, or a batch of samples, costs a GPU that is not there."""
     card, batch = CARDS[args.card], setting.train.batch_size
     ways = count(setting, card, args.of)
-    what = "an update with one micro-batch" if args.of == "train" else "samples"
-    print(f"{args.hps}: {what} of {batch} images in {setting.train.precision} on one {card.title}; counted, not measured")
+    what = f"{'an update with one micro-batch' if args.of == 'train' else 'samples'} of {batch} images"
+    print(f"{args.hps}: {what} in {setting.train.precision} on one {card.title}; counted, not measured")
     print_counts(ways, card)
     if args.json:
         about = {"kind": args.kind, "of": args.of, "hps": args.hps, "overrides": args.overrides, "card": args.card}

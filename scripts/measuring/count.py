@@ -69,8 +69,8 @@ class Counted:
 
 
 def count_update(config: Config, card: Card, compiled: bool) -> Counted:
-    """One update on `config.train.batch_size` images, as train.py makes it; without a CUDA graph, which would launch the
-    same kernels.
+    """One update on `config.train.batch_size` images, as train.py makes it; without a CUDA graph, which would launch
+    the same kernels.
 
     Args:
         config: of the preset, see `setting_of`.
@@ -201,8 +201,8 @@ class _Alone(World):
 def _count(
     prepare: Callable[[_Step], Callable[[int], None]], batch: int, card: Card, precision: str, compiled: bool
 ) -> Counted:
-    """Counts a step of `batch` images; one of a few before it makes the optimiser's state, and tells what grows with the
-    images.
+    """Counts a step of `batch` images; one of a few before it makes the optimiser's state, and tells what grows with
+    the images.
     """
     few = FEW if batch > FEW else batch + 1
     tally = Tally(card, "tf32" if precision == "tf32" else "fp32")

@@ -59,7 +59,7 @@ class Plan(NamedTuple):
     """The most that it holds at a time beyond what is there when it is called."""
 
 
-class _Planned(Exception):
+class _Planned(Exception):  # noqa: N818  # no error
     """Ends the compiler's work when the plan is there."""
 
 
@@ -111,6 +111,7 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
     from torch._inductor.debug import DebugContext
     from torch._inductor.graph import GraphLowering
     from torch._inductor.runtime.hints import DeviceProperties
+    from torch._inductor.utils import BoxedBool
 
     properties = DeviceProperties(
         type="cuda",
@@ -132,7 +133,7 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
         raise _Planned
 
     settings = {name: value for name, value in settings.items() if name != "compile_region_name"}
-    settings["cudagraphs"] = compile_fx.BoxedBool(False)
+    settings["cudagraphs"] = BoxedBool(False)
     with ExitStack() as stack:
         for context in (
             _disable_current_modes(),
@@ -147,7 +148,7 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
             stack.enter_context(context)
         module, inputs = _on_cuda(module, inputs)
         try:
-            compile_fx._InProcessFxCompile().codegen_and_compile(module, inputs, (), settings)
+            compile_fx._InProcessFxCompile().codegen_and_compile(module, inputs, (), settings)  # type: ignore[arg-type]
         except _Planned:
             return plans[0]
     raise AssertionError("the compiler made no plan")
@@ -159,16 +160,17 @@ def _on_cuda(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphMod
     def moved(thing: Any) -> Any:
         return CUDA if isinstance(thing, torch.device) else thing
 
+    def like(one: Any) -> Any:
+        is_tensor = isinstance(one, Tensor)
+        return torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=CUDA) if is_tensor else one
+
     module = copy.deepcopy(module)
     for node in module.graph.nodes:
         node.meta.pop("val", None)
         node.args, node.kwargs = (fx.node.map_aggregate(given, moved) for given in (node.args, node.kwargs))
     module.recompile()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        given = [
-            torch.empty_strided(one.shape, one.stride(), dtype=one.dtype, device=CUDA) if isinstance(one, Tensor) else one
-            for one in inputs
-        ]
+        given = [like(one) for one in inputs]
     return module, given
 
 

@@ -26,7 +26,7 @@ class Card:
     memory_bytes: int
     """All of it; the driver and CUDA's context take up to 1 GB."""
     flops: dict[str, float]
-    """FLOP/s of matrix products by precision, dense, with sums in fp32; a precision that is missing it does not have."""
+    """FLOP/s of matrix products by precision, dense, with sums in fp32; it has no precision that is missing."""
     processors: int
     """Streaming multiprocessors, by which a compiler splits sums."""
     capability: tuple[int, int]
