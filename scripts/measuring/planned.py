@@ -9,6 +9,7 @@ neither a GPU nor Triton nor a C++ compiler, but the insides of one version of P
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -73,7 +74,9 @@ def planned(tally: Tally) -> Iterator[None]:
     """Inside, what torch.compile compiles is counted by `tally` as planned for its card; results have no numbers, so
     that all tensors must be fake ones.
     """
-    from torch._inductor import compile_fx
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch against itself
+        from torch._inductor import compile_fx
 
     original = compile_fx.compile_fx
 
