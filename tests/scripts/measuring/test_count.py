@@ -32,8 +32,7 @@ MOST: dict[str, dict[str, float]] = {
         "peak_bytes": 32659e6,
     },
 }
-"""The most that an update of imagenet32 in bf16 may cost, with one micro-batch of 32 images. Lower what becomes less."""
-
+"""The most that an update of imagenet32 in bf16 may cost, with a micro-batch of 32 images. Lower what becomes less."""
 
 
 def of_32(way: str) -> Counted:
