@@ -7,6 +7,7 @@ python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 
 python scripts/benchmark.py evaluate --hps cifar10 train.fast=false     the plain model alone
 python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare train.fast=false
 python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without having the set
+python scripts/benchmark.py count --hps imagenet32 --batch 32 --card h100     without having the GPU
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from measuring.count import ASSUMPTIONS, best_of, count, print_counts
 from measuring.loader import make_up, measure_loader
 from measuring.memory import StepMemory, memory_of_step
 from measuring.speed import Measured, Speed, take_turns
@@ -31,6 +33,7 @@ from measuring.work import evaluation, sampling, setting_of, training
 
 from vdvae.command_line import add_device, add_json, check_at_least_one
 from vdvae.config import Config, load_config
+from vdvae.counting.cards import CARDS
 from vdvae.data.prepared import load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.runtime.device import describe, pick_device
@@ -43,6 +46,7 @@ HELP = {
     "evaluate": "speed of computing the likelihood terms of images, in fp32",
     "memory": "peak memory of one training step, in a fresh process",
     "data": "speed of the loader alone, against what the model can take",
+    "count": "launches, memory traffic and bounds of a GPU's training step, counted without a GPU",
 }
 ROWS = {
     "images_per_second": ("images per second", "{:,.2f}"),
@@ -66,10 +70,10 @@ def main() -> None:
     with exit_on_user_error():
         args = command_line().parse_args()
         settings = read_settings(args)
-        device = pick_device(args.device)
+        device = torch.device("cpu") if args.kind == "count" else pick_device(args.device)
         prepare_result(args.json)
-    if args.kind == "data":
-        data(args, settings[0], device)
+    if args.kind in ("data", "count"):
+        (data if args.kind == "data" else count_step)(args, settings[0], device)
         return
     with exit_on_bad_image():
         if args.kind == "memory":
@@ -83,16 +87,23 @@ def command_line() -> CommandLine:
     parser = CommandLine(description="Measures how fast this machine is, and what memory it takes, for one preset.")
     kinds = parser.add_subparsers(dest="kind", required=True)
     for kind, told in HELP.items():
-        one = kinds.add_parser(kind, help=told, description=f"Measures the {told}.")
+        does = "Counts" if kind == "count" else "Measures"
+        one = kinds.add_parser(kind, help=told, description=f"{does} the {told}.")
         one.add_argument("--hps", required=True, help="presets, as for train.py")
-        add_device(one)
+        if kind != "count":
+            add_device(one)
         add_json(one)
         one.add_argument("overrides", nargs="*", metavar="section.key=value", help="setting, as for train.py")
         if kind == "data":
             one.add_argument("--made_up", type=int, metavar="N", help="measure on N random images instead of the set")
             one.add_argument("--seconds", type=int, default=5, help="seconds for which the loader is measured")
             continue
-        one.add_argument("--batch", type=int, metavar="N", help="images of a step; default: the preset's micro-batch")
+        images = "images of a step; default: the preset's micro-batch, in which a GPU may wait for the host"
+        one.add_argument("--batch", type=int, metavar="N", help=images)
+        if kind == "count":
+            one.add_argument("--card", choices=tuple(CARDS), default="h100", help="the GPU whose bounds count")
+            one.add_argument("--of", choices=("train", "sample"), default="train", help="default: train")
+            continue
         compared = "overrides to compare with, in turn, separated by commas; train.fast=false is the plain model"
         one.add_argument("--compare", metavar="OVERRIDES", help=compared)
         if kind in REPEATS:
@@ -121,10 +132,13 @@ def read_settings(args: argparse.Namespace) -> list[Config]:
     if not all(0 <= temperature < math.inf for temperature in getattr(args, "temperatures", None) or ()):
         raise UserError("--temperatures must be finite and not negative")
     overrides = [args.overrides]
-    if args.compare is not None:
+    if getattr(args, "compare", None) is not None:
         overrides.append(args.overrides + re.split(r",(?=\w+\.)", args.compare))  # a list of blocks has commas too
-    trains = args.kind in ("train", "memory")
+    trains = args.kind in ("train", "memory", "count")
     settings = [setting_of(load_config(args.hps, one), args.batch, trains) for one in overrides]
+    if args.kind == "count" and (precision := settings[0].train.precision) not in CARDS[args.card].flops:
+        card, takes = CARDS[args.card].title, ", ".join(CARDS[args.card].flops)
+        raise UserError(f"{card} does not compute in {precision}; set train.precision to one of {takes}")
     if len(settings) > 1 and settings[0] == settings[1]:
         raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     return settings
@@ -150,6 +164,8 @@ def print_summary(args: argparse.Namespace, device: torch.device, figures: Seque
     print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {describe(device)}, threads: {threads}")
     for letter, name, one in zip("AB", names, figures, strict=False):
         print(f"{letter}: {name}, batch {one.batch}")
+    if device.type == "cuda" and args.batch is None and args.kind == "train":
+        print("the batch is the preset's micro-batch, so small that the host may be what was measured: see --batch")
     told = [asdict(one) for one in figures]
     columns = [{**one, **(one.get("flops") or {})} for one in told]
     for key, (label, form) in ROWS.items():
@@ -167,6 +183,20 @@ def print_summary(args: argparse.Namespace, device: torch.device, figures: Seque
             about |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
             about["capability"] = "{}.{}".format(*torch.cuda.get_device_capability(device))
         write_result(args.json, device, about, told[0])
+
+
+def count_step(args: argparse.Namespace, setting: Config, device: torch.device) -> None:
+    """What an update, or a batch of samples, costs a GPU that is not there."""
+    card, batch = CARDS[args.card], setting.train.batch_size
+    ways = count(setting, card, args.of)
+    what = f"{'an update with one micro-batch' if args.of == 'train' else 'samples'} of {batch} images"
+    print(f"{args.hps}: {what} in {setting.train.precision} on one {card.title}; counted, not measured")
+    print_counts(ways, card)
+    if args.json:
+        about = {"kind": args.kind, "of": args.of, "hps": args.hps, "overrides": args.overrides, "card": args.card}
+        about |= {"card_facts": asdict(card), "assumptions": ASSUMPTIONS}
+        counted, best = {way: asdict(one) for way, one in ways.items()}, best_of(ways)
+        write_result(args.json, device, about, {**counted[best], "way": best, **counted})
 
 
 def data(args: argparse.Namespace, config: Config, device: torch.device) -> None:

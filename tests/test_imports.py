@@ -17,7 +17,7 @@ FLOORS = (
     {"config"},
     {"data", "fast"},
     {"training", "evaluation"},
-    {"run"},
+    {"run", "counting"},
     {"released"},
     {"command_line"},
     {"__init__"},

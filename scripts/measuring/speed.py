@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from measuring.memory import peak_mb, reset_peak
 from measuring.work import Prepare, Work, new_model
 from vdvae import fast
 from vdvae.config import Config
+from vdvae.errors import UserError
 from vdvae.runtime.device import now
 
 STEPS_AHEAD = 5
@@ -56,24 +58,46 @@ class Measured:
     """A setting that is measured in a process of its own, so that neither the memory nor the settings of one reach the
     other. Where it is fast, the C library keeps freed memory, as in train.py. The first step is taken here.
 
+    On a GPU, what a setting does not need between its turns is the other's: it gives the memory of its activations back
+    after each turn, and takes it again in a step that does not count. Weights, moments and the memory of a CUDA graph
+    stay.
+
     Args:
         setting: what is measured.
         prepare: makes its work, given the model; to be pickled.
         device: device to compute on.
+
+    Raises:
+        UserError: the device has too little memory, beside what other settings hold.
     """
 
     def __init__(self, setting: Config, prepare: Prepare, device: torch.device) -> None:
         self.setting = setting
         self.device = device
         self.process = ProcessPoolExecutor(1, get_context("forkserver"))
-        self.first_step_seconds = self.process.submit(begin, setting, prepare, device).result()
+        self.first_step_seconds = self._ask(begin, setting, prepare, device)
         self.steps = 1
 
     def run(self, repeats: int) -> list[float]:
         """Seconds per step of the next steps; on CUDA the mean of every few."""
-        steps = range(self.steps, self.steps + repeats)
-        self.steps = steps.stop
-        return self.process.submit(timed, steps, self.device).result()
+        first = self.steps + (self.device.type == "cuda")
+        if first > self.steps:
+            self._ask(timed, range(self.steps, first), self.device)
+        self.steps = first + repeats
+        seconds: list[float] = self._ask(timed, range(first, self.steps), self.device)
+        if self.device.type == "cuda":
+            self._ask(torch.cuda.empty_cache)
+        return seconds
+
+    def _ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns in this setting's process."""
+        try:
+            return self.process.submit(function, *arguments).result()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.device} has too little memory for {self.setting.train.batch_size} images, beside what else is "
+                "there; take a smaller --batch or, with --compare, measure each setting on its own"
+            ) from error
 
     def speed(self, seconds: list[float], rows: int = 1, trains: bool = True) -> Speed:
         """All figures, from the seconds of steps; the process ends then.
@@ -86,9 +110,9 @@ class Measured:
         lower, median, upper = np.percentile(seconds, [25, 50, 75]).tolist()
         train, flops = self.setting.train, None
         with self.process:
-            peak = self.process.submit(peak_mb, self.device).result()
+            peak = self._ask(peak_mb, self.device)
             if trains:
-                rate = self.process.submit(matmul_rate, self.device, train.precision).result()
+                rate = self._ask(matmul_rate, self.device, train.precision)
                 work = flops_per_image(self.setting.model) * train.batch_size
                 flops = Flops(work / 1e9, rate / 1e12, work / median / rate)
         return Speed(

@@ -73,9 +73,33 @@ def test_data(call: Command, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["data.json"]
 
 
+def test_count(call: Command, tmp_path: Path) -> None:
+    """A column for each way, and JSON that has the better way's figures on top; plain blocks are not compiled."""
+    arguments = ["count", "--hps", TINY, "--batch", 3, "--card", "a100", "--json", "new/count.json", "train.fast=false"]
+    result = call("scripts/benchmark.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    told = json.loads((tmp_path / "new/count.json").read_text())
+    counts = {"launches", "bytes_per_image", "saved_bytes_per_image", "peak_bytes", "images_per_second_bound"}
+    assert told.keys() >= (ABOUT - {"setting", "threads"}) | counts
+    assert (told["batch"], told["card"], told["of"], told["way"]) == (3, "a100", "train", "eager")
+    assert told["launches"] == told["eager"]["launches"]
+    assert "compiled" not in told
+    says(result.stdout, f"counted A100 {told['launches']:,} backward:")
+
+
+def test_count_samples(call: Command) -> None:
+    result = call("scripts/benchmark.py", "count", "--hps", TINY, "--of", "sample", "train.precision=bf16")
+    assert result.returncode == 0, result.stderr
+    says(result.stdout, "samples of 8 images in bf16 counted")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["count", "--hps", TINY, "--batch", 0], "--batch 1 0"),
+        (["count", "--hps", TINY, "--card", "k80"], "--card 'k80' h100"),
+        (["count", "--hps", TINY, "--card", "v100", "train.precision=bf16"], "V100 bf16 train.precision fp16"),
+        (["count", "--hps", TINY, "--of", "evaluate"], "--of 'evaluate' sample"),
         (["train", "--hps", "cifra10"], "'cifra10' 'cifar10'"),
         (["train", "--hps", TINY, "--repeats", 0], "--repeats 1 0"),
         (["evaluate", "--hps", TINY, "--rounds", 0], "--rounds 1 0"),
