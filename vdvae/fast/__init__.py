@@ -14,6 +14,7 @@ from vdvae.fast.activation_checkpointing import checkpoint_blocks
 from vdvae.fast.allocator import give_back_freed_memory, keep_freed_memory
 from vdvae.fast.compiling import compile_blocks
 from vdvae.fast.forwards import FastVDVAE, has_hooks, keep_states_in, swap_forwards
+from vdvae.fast.layout import lay_out_channels_last
 from vdvae.fast.low_precision import LowPrecisionWeights, convolutions
 from vdvae.fast.record import Recorded
 from vdvae.fast.threads import Threads
@@ -29,6 +30,7 @@ __all__ = [
     "give_back_freed_memory",
     "keep_freed_memory",
     "keep_states_in",
+    "lay_out_channels_last",
     "prepare",
     "recorded",
     "recorded_if_prepared",

@@ -6,7 +6,7 @@ the states that blocks add to are kept in the type that they are told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,59 +72,86 @@ def top_down_block(
     x: Tensor,
     condition: Tensor,
     activated: Tensor | None,
-    seen: Tensor | None,
+    seen: Seen | None,
     source: Source,
     noise: Tensor | None,
     temperature: float,
     residual: bool,
     way: Way,
 ) -> tuple[Tensor, Latent]:
-    """`TopDownBlock.forward` without its concatenation: prior and posterior share the GELU of what both read, and what
-    is added to the state is added where the sum lies.
+    """`TopDownBlock.forward`.
 
     Args:
         weights: weights of the block.
         x: the state, `[B, width, r, r]`.
         condition: the state that prior and posterior read.
         activated: its GELU; None where it is not known yet.
-        seen: what `see` made of the encoder's state for this layer; None without a posterior.
+        seen: what `see` has of the encoder's state; None without a posterior.
         source: the origin of z.
         noise: standard normal `[B, zdim, r, r]`; None where z is given.
         temperature: factor on the standard deviation that z is drawn with.
         residual: whether the last bottleneck's input is added.
         way: how it is computed.
     """
-    prior, enc, z_proj, resnet = weights
-    width, zdim = z_proj.weight.shape[:2]
-    activated, for_posterior = gelu(condition) if activated is None else activated, None
-    by_condition = Affine(enc.c1.weight[:, :width], enc.c1.bias)
-    if seen is not None and bound_by_memory(x):
-        both = Affine(*(torch.cat(parts) for parts in zip(prior.c1, by_condition, strict=True)))
-        for_prior, for_posterior = product(activated, both).chunk(2, 1)
-        for_posterior = for_posterior + seen
-    else:
-        for_prior = product(activated, prior.c1)
-        if seen is not None:
-            for_posterior = add_products(seen, [(activated, by_condition)])
-    hidden = way.inner(prior, for_prior)
-    (p_weight, x_weight), (p_bias, x_bias) = (part.split((2 * zdim, width)) for part in prior.c4)
-    p = gaussian(product(hidden, Affine(p_weight, p_bias)))
-    q = None if for_posterior is None else gaussian(product(way.inner(enc, for_posterior), enc.c4))
+    p_features, q_features, hidden = look(weights, gelu(condition) if activated is None else activated, seen, way)
+    p, q = gaussian(p_features), None if q_features is None else gaussian(q_features)
     z = draw(source, p, q, noise, temperature)
-    x = add_products(x, [(hidden, Affine(x_weight, x_bias)), (z, z_proj)], way.stream)
-    return residual_block(resnet, x, None, residual, way), Latent(z, p, q)
+    return go_on(weights, x, hidden, z, residual, way), Latent(z, p, q)
 
 
-def see(activated: Tensor, first: Sequence[Affine]) -> Sequence[Tensor]:
-    """What the first convolutions of some layers' posteriors make of the encoder's state that all of them read, without
-    biases, each `[B, middle, r, r]`. As one product, it reads the state once and sums the state's gradients by itself.
+def look(weights: TopDown, activated: Tensor, seen: Seen | None, way: Way) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Prior and posterior of a layer without concatenation: they share the GELU of the condition that both read.
+
+    Returns:
+        means and log standard deviations of the prior and, if there is one, of the posterior, each `[B, 2*zdim, r, r]`;
+        and what the prior's last convolution reads, of which it also makes a contribution to the state.
+    """
+    prior, enc = weights.prior, weights.enc
+    q_features = None
+    if seen is None:
+        hidden = product(activated, prior.c1)
+    elif bound_by_memory(activated):
+        both = torch.cat([prior.c1.weight, seen.by_condition]), torch.cat([prior.c1.bias, enc.c1.bias])
+        hidden, posterior = product(activated, Affine(*both)).chunk(2, 1)
+        posterior = posterior + seen.product
+    else:
+        hidden = product(activated, prior.c1)
+        posterior = add_products(seen.product, [(activated, Affine(seen.by_condition, enc.c1.bias))])
+    if seen is not None:
+        q_features = product(way.inner(enc, posterior), enc.c4)
+    hidden = way.inner(prior, hidden)
+    width = weights.z_proj.weight.shape[0]
+    return product(hidden, Affine(*(part[:-width] for part in prior.c4))), q_features, hidden
+
+
+def go_on(weights: TopDown, x: Tensor, hidden: Tensor, z: Tensor, residual: bool, way: Way) -> Tensor:
+    """The next state: what the prior's `hidden` and z contribute is added where the sum lies, then the residual block."""
+    width = weights.z_proj.weight.shape[0]
+    by_hidden = Affine(*(part[-width:] for part in weights.prior.c4))
+    x = add_products(x, [(hidden, by_hidden), (z, weights.z_proj)], way.stream)
+    return residual_block(weights.resnet, x, None, residual, way)
+
+
+class Seen(NamedTuple):
+    """What the first convolution of a layer's posterior makes of the encoder's state, and what it has left to do."""
+
+    product: Tensor
+    """By the weights for the encoder's state, without bias, `[B, middle, r, r]`."""
+    by_condition: Tensor
+    """The weights for the condition, `[middle, width, 1, 1]`."""
+
+
+def see(activated: Tensor, weights: Sequence[Tensor]) -> Iterator[Seen]:
+    """What the first convolutions of some layers' posteriors make of the encoder's state that all of them read. As one
+    product, it reads the state once, and sums the state's gradients by itself.
 
     Args:
         activated: GELU of the state, `[B, width, r, r]`.
-        first: the weights of these convolutions, whose last `width` input channels are the encoder's.
+        weights: the weights of these convolutions, each `[middle, 2 * width, 1, 1]`.
     """
-    weights = torch.cat([weight[:, -activated.shape[1] :] for weight, _ in first])
-    return as_state(rows(activated) @ weights.flatten(1).t(), activated).chunk(len(first), 1)
+    by_condition, by_state = torch.cat(list(weights)).chunk(2, 1)
+    products = as_state(rows(activated) @ by_state.flatten(1).t(), activated)
+    return map(Seen, products.chunk(len(weights), 1), by_condition.chunk(len(weights)))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -142,7 +169,8 @@ def convolution(x: Tensor, weights: Affine) -> Tensor:
     if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         y: Tensor = _Convolution.apply(x, weight, bias)
         return y
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    y = F.conv2d(lowered(x), weight, padding=weight.shape[-1] // 2)
+    return y + lowered(bias)[:, None, None]  # as CUDA has it; a compiler takes it into the next GELU
 
 
 def product(x: Tensor, weights: Affine) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdvae.fast.arithmetic import Bottleneck, TopDown, Way, gelu, residual_block, top_down_block
+from vdvae.fast.arithmetic import Bottleneck, Seen, TopDown, Way, gelu, go_on, look, residual_block, top_down_block
 from vdvae.fast.forwards import FastBlock, FastTopDownBlock, State
-from vdvae.model.gaussian import DiagonalGaussian, Latent
+from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
 from vdvae.model.likelihood import Mixture, MixtureNet
 from vdvae.model.vdvae import VDVAE
 
@@ -53,26 +53,47 @@ def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _top_down_block(
     weights: TopDown, x: Tensor, condition: Tensor, activated: Tensor | None, *others: Any
-) -> tuple[State, Latent]:
+) -> tuple[Tensor | State, Latent]:
+    seen, source, *_ = others
+    if seen is None or source != "posterior":  # no step of training
+        return top_down_block(weights, x, condition, activated, *others)
     activated = gelu(condition) if activated is None else activated
-    *state, latent = _compiled(_top_down_block_and_gelu)(weights, x, condition, activated, *others)
-    return State(*state), _CompiledLatent(*latent)
+    x, activated, *latent = _compiled(_posterior_block_and_gelu)(weights, x, activated, *others)
+    return State(x, activated), _CompiledLatent(*latent)
 
 
-def _top_down_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor, Latent]:
-    x, latent = top_down_block(*arguments)
-    return x, gelu(x), latent
+def _posterior_block_and_gelu(
+    weights: TopDown,
+    x: Tensor,
+    activated: Tensor,
+    seen: Seen,
+    source: Source,
+    noise: Tensor,
+    temperature: float,
+    residual: bool,
+    way: Way,
+) -> tuple[Tensor, ...]:
+    """`top_down_block`, with the KL beside z, while prior and posterior are at hand."""
+    p_features, q_features, hidden = look(weights, activated, seen, way)
+    assert q_features is not None
+    p, q = DiagonalGaussian.from_features(p_features), DiagonalGaussian.from_features(q_features)
+    z = q.sample(noise, temperature)
+    x = go_on(weights, x, hidden, z, residual, way)
+    return x, gelu(x), q.kl(p).sum((1, 2, 3)), z, p_features, q_features
 
 
 class _CompiledLatent(Latent):
-    @property
-    def rate(self) -> Tensor:
-        """See `Latent.rate`."""
-        return _compiled(_rate)(self.prior, self._known_posterior)
+    """A layer of a training step: its rate is known, and its Gaussians, of which that is made in fp32, are as the products
+    left them, under autocast in less.
+    """
 
+    rate: Any = None  # in the place of a property
 
-def _rate(prior: DiagonalGaussian, posterior: DiagonalGaussian) -> Tensor:
-    return posterior.kl(prior).sum((1, 2, 3))
+    def __new__(cls, rate: Tensor, z: Tensor, p_features: Tensor, q_features: Tensor) -> _CompiledLatent:
+        gaussians = (DiagonalGaussian(*features.chunk(2, 1)) for features in (p_features, q_features))
+        self = super().__new__(cls, z, *gaussians)
+        self.rate = rate
+        return self
 
 
 class _CompiledMixture(Mixture):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._pytree import tree_map_only
 
 from vdvae.fast import arithmetic
-from vdvae.fast.arithmetic import Affine, Bottleneck, TopDown, Way
-from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
+from vdvae.fast.arithmetic import Affine, Bottleneck, Seen, TopDown, Way
+from vdvae.model.gaussian import Latent, Source
 from vdvae.model.latents import Pass
 from vdvae.model.vdvae import VDVAE, Block, Conv, Decoder, Encoder, Terms, TopDownBlock, channels_last, match_channels
 
@@ -27,12 +28,6 @@ class State(NamedTuple):
 
     x: Tensor
     activated: Tensor
-
-
-class Seen(NamedTuple):
-    """What a layer has of the encoder's state, see `arithmetic.see`."""
-
-    product: Tensor
 
 
 class FastConv(Conv):
@@ -91,13 +86,13 @@ class FastTopDownBlock(TopDownBlock):
             return super().forward(_tensor(x), _tensor(condition), features, source, noise, temperature)
         prior, enc, resnet = map(_bottleneck, (self.prior, self.enc, self.resnet))
         if isinstance(features, Tensor):
-            features = Seen(arithmetic.see(arithmetic.gelu(features), [enc.c1])[0])
+            features = next(arithmetic.see(arithmetic.gelu(features), [enc.c1.weight]))
         return self.compute(
             TopDown(prior, enc, _affine(self.z_proj), resnet),
             _tensor(x),
             _tensor(condition),
             _activated(condition),
-            None if features is None else features.product,
+            features,
             source,
             noise,
             temperature,
@@ -132,9 +127,8 @@ class FastDecoder(Decoder):
                 if _is_own(self.dec_blocks[i]):
                     reading.setdefault(r, []).append(i)
         for r, layers in reading.items():
-            first = [_affine(self.dec_blocks[i].enc.c1) for i in layers]  # type: ignore[union-attr]
-            products = arithmetic.see(arithmetic.gelu(features[r]), first)
-            by_layer |= dict(zip(layers, map(Seen, products), strict=True))
+            weights = [self.dec_blocks[i].enc.c1.weight for i in layers]  # type: ignore[union-attr]
+            by_layer |= zip(layers, arithmetic.see(arithmetic.gelu(features[r]), weights), strict=True)
         return by_layer
 
     def _seen(self, layer: int, features: dict[int, Any]) -> Any:
@@ -155,15 +149,12 @@ class FastVDVAE(VDVAE):
 
     def terms(self, images: Tensor, result: Pass) -> Terms:
         """See `VDVAE.terms`."""
-        latents = [
-            latent._replace(prior=_last(latent.prior), posterior=latent.posterior and _last(latent.posterior))
-            for latent in result.latents
-        ]
+        latents = [latent if type(latent) is not Latent else _last(latent) for latent in result.latents]
         return super().terms(images, result._replace(latents=latents))
 
 
-def _last(gaussian: DiagonalGaussian) -> DiagonalGaussian:
-    return DiagonalGaussian(*(tensor.permute(0, 2, 3, 1) for tensor in gaussian))
+def _last(latent: Latent) -> Latent:
+    return tree_map_only(Tensor, lambda tensor: tensor.permute(0, 2, 3, 1), latent)
 
 
 def _tensor(state: Any) -> Tensor:

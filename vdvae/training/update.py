@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class Update:
         self.model = model
         self.config = config
         self.world = world
+        if config.fast and (config.precision in AUTOCAST_TYPES or world.device.type == "cuda"):
+            fast.lay_out_channels_last(model)
         self.ema = EMA(model, config.ema_decay)
         weights = list({**fast.convolutions(model), **dict(model.named_parameters())}.values())
         self.gradient, gradients = flat_like(weights)  # to zero it, to sum it and to take its norm is one operation each
@@ -137,19 +139,21 @@ class Update:
         """The inverse of `state_dict`."""
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(with_own_steps(state["optimizer"]))
+        self.optimizer.load_state_dict(with_own_steps(state["optimizer"], list(self.model.parameters())))
         self.metrics.load_state_dict(state["metrics"], self.world)
         self.threshold.load_state_dict(state["threshold"])
         self.loss_scale.load_state_dict(state)
 
 
-def with_own_steps(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """An AdamW state as an optimiser needs it: a step for each parameter, which in a file may be one for all, and
-    moments laid out in memory as weights are, which in checkpoints of before November 2026 they are not.
+def with_own_steps(optimizer: dict[str, Any], weights: Sequence[Tensor]) -> dict[str, Any]:
+    """An AdamW state as an optimiser of these weights needs it: a step for each, which in a file may be one for all, and
+    moments laid out in memory as the weights are, which in a file they may not be.
     """
     own = {
-        i: {name: value.clone(memory_format=torch.contiguous_format) for name, value in of_one.items()}
+        i: {
+            name: torch.empty_like(weights[i]).copy_(value) if value.dim() else value.clone()
+            for name, value in of_one.items()
+        }
         for i, of_one in optimizer["state"].items()
     }
     return {**optimizer, "state": own}
-
