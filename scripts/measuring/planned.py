@@ -76,7 +76,7 @@ def planned(tally: Tally) -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch against itself
-        from torch._inductor import compile_fx
+        from torch._inductor import compile_fx, decomposition
 
     original = compile_fx.compile_fx
 
@@ -94,6 +94,7 @@ def planned(tally: Tally) -> Iterator[None]:
     try:
         with (
             patch.object(compile_fx, "compile_fx", compile_by_plan),
+            patch.object(decomposition, "is_gpu", lambda kind: True),  # a bias gets its gradient by a sum of its own
             torch._functorch.config.patch(enable_autograd_cache=False),
         ):
             yield
