@@ -74,8 +74,7 @@ def planned(tally: Tally) -> Iterator[None]:
     """Inside, what torch.compile compiles is counted by `tally` as planned for its card; results have no numbers, so
     that all tensors must be fake ones.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch against itself
+    with _silence():
         from torch._inductor import compile_fx, decomposition
 
     original = compile_fx.compile_fx
@@ -93,6 +92,7 @@ def planned(tally: Tally) -> Iterator[None]:
     torch._dynamo.reset()  # what was compiled before would run, and what is planned here must not run later
     try:
         with (
+            _silence(),
             patch.object(compile_fx, "compile_fx", compile_by_plan),
             patch.object(decomposition, "is_gpu", lambda kind: True),  # a bias gets its gradient by a sum of its own
             torch._functorch.config.patch(enable_autograd_cache=False),
@@ -100,6 +100,13 @@ def planned(tally: Tally) -> Iterator[None]:
             yield
     finally:
         torch._dynamo.reset()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch says of its own compiler
+        yield
 
 
 def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any], card: Card) -> Plan:
