@@ -74,9 +74,8 @@ def planned(tally: Tally) -> Iterator[None]:
     """Inside, what torch.compile compiles is counted by `tally` as planned for its card; results have no numbers, so
     that all tensors must be fake ones.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch against itself
-        from torch._inductor import compile_fx
+    with _silence():
+        from torch._inductor import compile_fx, decomposition
 
     original = compile_fx.compile_fx
 
@@ -93,12 +92,21 @@ def planned(tally: Tally) -> Iterator[None]:
     torch._dynamo.reset()  # what was compiled before would run, and what is planned here must not run later
     try:
         with (
+            _silence(),
             patch.object(compile_fx, "compile_fx", compile_by_plan),
+            patch.object(decomposition, "is_gpu", lambda kind: True),  # a bias gets its gradient by a sum of its own
             torch._functorch.config.patch(enable_autograd_cache=False),
         ):
             yield
     finally:
         torch._dynamo.reset()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what PyTorch says of its own compiler
+        yield
 
 
 def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, Any], card: Card) -> Plan:
@@ -145,6 +153,7 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
             patch.object(GraphLowering, "compile_to_module", stop),
             patch.object(DeviceProperties, "create", staticmethod(lambda device: properties)),
             patch.object(scheduler, "has_triton", lambda *device: True),
+            patch.object(torch._C, "_conv_determine_backend_memory_format", _memory_format),
             patch.object(Tensor, "copy_", lambda tensor, *source: tensor),  # the one operation that asks for the device
             patch.object(compile_fx, "_check_triton_bf16_support", lambda graph: None),
         ):
@@ -155,6 +164,12 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
         except _Planned:
             return plans[0]
     raise AssertionError("the compiler made no plan")
+
+
+def _memory_format(images: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
+    """How cuDNN lays out what a convolution returns; a PyTorch without it would answer for another library."""
+    last = torch.channels_last
+    return last if last in map(torch._prims_common.suggest_memory_format, (images, weight)) else torch.contiguous_format
 
 
 def _on_cuda(module: fx.GraphModule, inputs: Sequence[Any]) -> tuple[fx.GraphModule, list[Any]]:
@@ -223,7 +238,7 @@ def _extern(node: Any) -> Kernel:
     args, kwargs = (fx.node.map_arg(given, lambda one: one.meta.get("val")) for given in (origin.args, origin.kwargs))
     name = origin.target._schema.name.partition("::")[2]
     cost = cost_of(origin.target, args, kwargs, origin.meta["val"])
-    if name == "convolution":  # its bias is added by a fused kernel
+    if name == "convolution":  # its bias is added, and its weights are laid out, by kernels of their own
         cost = cost._replace(launches=1, bytes=moved)
     return Kernel(name, cost, next(one.dtype for one in args if isinstance(one, Tensor)))
 

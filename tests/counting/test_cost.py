@@ -82,6 +82,20 @@ def test_by_hand(work: Callable[..., Any], shapes: list[tuple[int, ...]], expect
     assert cost(work, *shapes) == expected
 
 
+def test_weights_that_cudnn_would_lay_out() -> None:
+    """Once forward and once backward, where images have their channels last and weights do not."""
+    x = torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    w = torch.zeros(8, 3, 3, 3)
+    y = F.conv2d(x, w, padding=1)
+    costs = []
+    for weight in (w, w.contiguous(memory_format=torch.channels_last)):
+        costs.append(cost(lambda weight=weight: F.conv2d(x, weight, padding=1)))
+        costs.append(cost(lambda weight=weight: backward([True, True, True])(y, x, weight)))
+    forward, back, forward_last, back_last = costs
+    assert forward == forward_last._replace(launches=2, bytes=forward_last.bytes + 2 * 4 * W)
+    assert back == back_last._replace(launches=4, bytes=back_last.bytes + 2 * 4 * W)
+
+
 def test_fused_adamw_writes_gradients_only_if_it_scales_them() -> None:
     """Weight, two moments and gradient of 10 numbers, and a step."""
     parameter = torch.nn.Parameter(torch.zeros(10))

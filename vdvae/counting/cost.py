@@ -64,13 +64,18 @@ def cost_of(function: Any, args: Sequence[Any], kwargs: dict[str, Any], result: 
     launches, moved = 1, sum(map(touched, (*read, *made, *changed)))
     if name.startswith(("_foreach_", "_fused_", "_amp_foreach_")):
         launches = list_launches([*_lists(args, kwargs), *([made] if isinstance(result, (list, tuple)) else [])], name)
-    elif name == "convolution" and args[2] is not None:
-        launches, moved = 2, moved + 2 * touched(made[0])  # the bias is added to what the convolution wrote
+    elif name == "convolution":
+        if args[2] is not None:
+            launches, moved = 2, moved + 2 * touched(made[0])  # it is added to what the convolution wrote
+        copied = _copied(args[0], args[1])
+        launches, moved = launches + len(copied), moved + 2 * sum(map(touched, copied))
     elif name == "convolution_backward":
         of_input, of_weight, of_bias = args[-1]
         launches = of_input + of_weight + of_bias
         moved += (launches - 1) * touched(args[0])
         moved -= touched(args[1]) * (not of_weight) + touched(args[2]) * (not of_input)
+        copied = _copied(args[1], *args[: 3 if of_input else 1 : 2])
+        launches, moved = launches + len(copied), moved + 2 * sum(map(touched, copied))
     elif name in ("addmm", "baddbmm") and args[0].dim() > 1:
         launches, moved = 2, moved + 2 * touched(made[0])  # the sum is copied to where the product is added
     elif name in ("gather", "index", "index_select"):
@@ -117,6 +122,16 @@ def list_launches(lists: Sequence[Sequence[Tensor]], name: str = "") -> int:
             if chunks == MOST_CHUNKS or (tensors == MOST_TENSORS[len(lists)] and not left):
                 launches, tensors, chunks = launches + 1, int(left > 0), 0
     return launches + bool(chunks)
+
+
+def _copied(images: Tensor, *others: Tensor) -> list[Tensor]:
+    """The tensors that cuDNN gets a copy of, because they do not lie in memory as the images do, with the channels of a
+    pixel side by side.
+    """
+    last = torch.channels_last
+    if images.dim() != 4 or images.is_contiguous() or not images.is_contiguous(memory_format=last):
+        return []
+    return [tensor for tensor in others if not tensor.is_contiguous(memory_format=last)]
 
 
 def _tensors(nested: Any) -> list[Tensor]:

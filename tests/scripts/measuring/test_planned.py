@@ -52,6 +52,22 @@ def test_a_product_and_what_follows_it() -> None:
     assert figures(tally) == [(1, 3 * SQUARE, 2 * N**3), (1, 2 * SQUARE, 0)]
 
 
+def test_a_convolution_keeps_channels_last() -> None:
+    """Its weights are laid out first; its bias is added by a fused kernel."""
+
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(torch.conv2d(x.permute(0, 3, 1, 2), w, b, padding=1))
+
+    tally, y = plan(function, (2, N, N, 4), (8, 4, 3, 3), (8,))
+    pixels, weights = 4 * 2 * N * N, 4 * 8 * 4 * 9
+    assert sorted(figures(tally)) == [
+        (1, 2 * weights, 0),
+        (1, pixels * 4 + weights + pixels * 8, 2 * 2 * N * N * 8 * 4 * 9),
+        (1, 2 * pixels * 8 + 4 * 8, 0),
+    ]
+    assert y.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_results_that_are_inputs_or_share_memory() -> None:
     def function(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = x + 1
