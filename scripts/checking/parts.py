@@ -39,7 +39,7 @@ PARTS = [
     Part("tests", "checking.suite", 90, needs_cuda=True),
     Part("two processes", "checking.two_processes", 60),
     Part("curves", "checking.curves", 120),
-    Part("count", "checking.counted", 150, needs_cuda=True),
+    Part("count", "checking.counted", 240, needs_cuda=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in ("eager", "recorded")),
     Part("compiled step", "checking.steps", 120, {"modes": list(COMPILED_MODES)}, needs_cuda=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in COMPILED_MODES),
