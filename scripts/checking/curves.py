@@ -18,8 +18,9 @@ from vdvae.runtime.processes import World
 
 LAST = 20
 """Updates whose mean is the final loss."""
-MOST = 0.1
-"""Bits/dim by which the final loss may differ from that of fp32. Other noise alone moves it by half of that."""
+MOST = 0.15
+"""Bits/dim by which the final loss may differ from that of fp32. On a CPU another seed moved it by 0.06, bf16 by 0.03,
+bf16 states by 0.01."""
 
 
 def check(setting: Setting) -> Iterator[Figures]:
