@@ -29,6 +29,14 @@ PRESET_NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml") if not path.r
 Command = Callable[..., CompletedProcess[str]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips the tests of CUDA where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Tiny models run faster on one, and several processes share two cores."""

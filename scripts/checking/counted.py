@@ -1,0 +1,97 @@
+"""What `benchmark.py count` says of the training step, without a GPU, against what was measured on this one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from measuring.memory import MEGABYTE
+
+from checking.modes import half_precision
+from checking.parts import COUNTED
+from checking.setting import CheckFailedError, Figures, NotMeasuredError, Setting
+from vdvae.errors import one_line
+from vdvae.runtime.device import describe
+
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
+CARDS = {"H100": "h100", "A100": "a100", "V100": "v100", "RTX 4090": "rtx4090"}
+"""By what is in a device's name, the card whose bounds it has."""
+TOLERANCE = 0.25
+"""Share by which launches and memory may differ from the count."""
+
+
+def check(setting: Setting) -> Iterator[Figures]:
+    """Kernels, peak memory and images per second of the eager and the compiled step at micro-batch 32."""
+    earlier = json.loads(Path(setting.json).read_text())["parts"]
+    card = card_of(describe(setting.device))
+    counts = count(setting, card or "h100")
+    yield {"count": counts}
+    failed, told = [], []
+    for mode in ("eager", "compiled"):
+        measured = earlier.get(f"speed {COUNTED} {mode}", {}).get("figures", {})
+        compared = compare(counts.get(mode, {}), measured, has_bound=card is not None)
+        yield {mode: compared}
+        told.append(f"{mode} " + ", ".join(f"{name} {one['ratio']:.2f}" for name, one in compared.items()))
+        yield {"told": f"measured over counted: {'; '.join(told)}"}
+        failed += [f"{mode}: {fault}" for fault in faults(compared)]
+    if failed:
+        raise CheckFailedError("; ".join(failed))
+
+
+def count(setting: Setting, card: str) -> dict[str, Any]:
+    """The figures of `benchmark.py count`.
+
+    Raises:
+        NotMeasuredError: this version of it cannot count.
+        CheckFailedError: it fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "count.json")
+        asked = ["count", "--hps", setting.hps, "--batch", str(COUNTED), "--card", card, "--json", str(path)]
+        keys = [f"train.precision={half_precision(setting.device)}", f"train.micro_batch={COUNTED}"]
+        command = [sys.executable, str(BENCHMARK), *asked, *keys]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            counts = json.loads(path.read_text())
+            return {way: {**counts[way], "items": None} for way in ("eager", "compiled") if way in counts}
+    if "invalid choice: 'count'" in done.stderr:
+        raise NotMeasuredError("this version of scripts/benchmark.py has no `count`")
+    raise CheckFailedError(f"benchmark.py count: {one_line(done.stderr)[-300:]}")
+
+
+def card_of(name: str) -> str | None:
+    """The card to count for, from a device's name; None of one whose bounds nobody has written down."""
+    return next((card for part, card in CARDS.items() if part in name), None)
+
+
+def compare(counted: dict[str, Any], measured: Figures, has_bound: bool = True) -> dict[str, dict[str, float]]:
+    """Both figures of each kind, and the ratio of measured to counted; without those that one side does not have."""
+    trace = measured.get("trace", {})
+    pairs = {
+        "launches": (counted.get("launches"), trace.get("kernels", 0) + trace.get("copies", 0)),
+        "peak_mb": (counted.get("peak_bytes", 0) / MEGABYTE, measured.get("peak_memory_mb")),
+        "images_per_second": (has_bound and counted.get("images_per_second_bound"), measured.get("images_per_second")),
+    }
+    return {
+        name: {"counted": one, "measured": other, "ratio": other / one}
+        for name, (one, other) in pairs.items()
+        if one and other
+    }
+
+
+def faults(compared: dict[str, dict[str, float]]) -> list[str]:
+    """What the count does not foresee: launches or memory, or a speed above its bound."""
+    told = []
+    for name in ("launches", "peak_mb"):
+        if name in compared and abs(compared[name]["ratio"] - 1) > TOLERANCE:
+            told.append("{0} are {measured:,.0f}, and {counted:,.0f} were counted".format(name, **compared[name]))
+    if "images_per_second" in compared and compared["images_per_second"]["ratio"] > 1:
+        told.append(
+            "{measured:,.0f} images/s, above the bound of {counted:,.0f}".format(**compared["images_per_second"])
+        )
+    return told

@@ -1,0 +1,28 @@
+"""The ways in which a training step can run, as overrides of a preset."""
+
+from __future__ import annotations
+
+import torch
+
+MODES = ("eager", "recorded", "compiled", "both")
+"""`both` is compiled and recorded."""
+COMPILED_MODES = ("compiled", "both")
+
+
+def overrides(mode: str, device: torch.device) -> list[str]:
+    """Settings of a mode; what is recorded is a CUDA graph on a GPU, and a list of operations on a CPU."""
+    records, on_gpu = mode in ("recorded", "both"), device.type == "cuda"
+    switches = {
+        "fast": True,
+        "compile": mode in COMPILED_MODES,
+        "cuda_graph": records and on_gpu,
+        "replay": records and not on_gpu,
+    }
+    return [f"train.{name}={str(value).lower()}" for name, value in switches.items()]
+
+
+def half_precision(device: torch.device) -> str:
+    """bf16 where the device computes in it, otherwise fp16; fp32 on a CPU."""
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
