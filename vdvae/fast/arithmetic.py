@@ -70,8 +70,7 @@ def residual_block(weights: Bottleneck, x: Tensor, activated: Tensor | None, res
 def top_down_block(
     weights: TopDown,
     x: Tensor,
-    condition: Tensor,
-    activated: Tensor | None,
+    activated: Tensor,
     seen: Seen | None,
     source: Source,
     noise: Tensor | None,
@@ -84,8 +83,7 @@ def top_down_block(
     Args:
         weights: weights of the block.
         x: the state, `[B, width, r, r]`.
-        condition: the state that prior and posterior read.
-        activated: its GELU; None where it is not known yet.
+        activated: GELU of the condition, which prior and posterior read.
         seen: what `see` has of the encoder's state; None without a posterior.
         source: the origin of z.
         noise: standard normal `[B, zdim, r, r]`; None where z is given.
@@ -93,7 +91,7 @@ def top_down_block(
         residual: whether the last bottleneck's input is added.
         way: how it is computed.
     """
-    p_features, q_features, hidden = look(weights, gelu(condition) if activated is None else activated, seen, way)
+    p_features, q_features, hidden = look(weights, activated, seen, way)
     p, q = gaussian(p_features), None if q_features is None else gaussian(q_features)
     z = draw(source, p, q, noise, temperature)
     return go_on(weights, x, hidden, z, residual, way), Latent(z, p, q)
@@ -106,20 +104,11 @@ def look(weights: TopDown, activated: Tensor, seen: Seen | None, way: Way) -> tu
         means and log standard deviations of the prior and, if there is one, of the posterior, each `[B, 2*zdim, r, r]`;
         and what the prior's last convolution reads, of which it also makes a contribution to the state.
     """
-    prior, enc = weights.prior, weights.enc
-    q_features = None
-    if seen is None:
-        hidden = product(activated, prior.c1)
-    elif bound_by_memory(activated):
-        both = torch.cat([prior.c1.weight, seen.by_condition]), torch.cat([prior.c1.bias, enc.c1.bias])
-        hidden, posterior = product(activated, Affine(*both)).chunk(2, 1)
-        posterior = posterior + seen.product
-    else:
-        hidden = product(activated, prior.c1)
-        posterior = add_products(seen.product, [(activated, Affine(seen.by_condition, enc.c1.bias))])
+    prior, enc, q_features = weights.prior, weights.enc, None
+    hidden = way.inner(prior, product(activated, prior.c1))
     if seen is not None:
+        posterior = add_products(seen.product, [(activated, Affine(seen.by_condition, enc.c1.bias))])
         q_features = product(way.inner(enc, posterior), enc.c4)
-    hidden = way.inner(prior, hidden)
     width = weights.z_proj.weight.shape[0]
     return product(hidden, Affine(*(part[:-width] for part in prior.c4))), q_features, hidden
 
@@ -141,17 +130,13 @@ class Seen(NamedTuple):
     """The weights for the condition, `[middle, width, 1, 1]`."""
 
 
-def see(activated: Tensor, weights: Sequence[Tensor]) -> Iterator[Seen]:
-    """What the first convolutions of some layers' posteriors make of the encoder's state that all of them read. As one
-    product, it reads the state once, and sums the state's gradients by itself.
-
-    Args:
-        activated: GELU of the state, `[B, width, r, r]`.
-        weights: the weights of these convolutions, each `[middle, 2 * width, 1, 1]`.
+def see(layers: Sequence[TopDown], activated: Tensor) -> Iterator[Seen]:
+    """What the posteriors of some layers make of the encoder's state that all of them read, whose GELU is given,
+    `[B, width, r, r]`. As one product, it reads the state once, and sums the state's gradients by itself.
     """
-    by_condition, by_state = torch.cat(list(weights)).chunk(2, 1)
+    by_condition, by_state = torch.cat([weights.enc.c1.weight for weights in layers]).chunk(2, 1)
     products = as_state(rows(activated) @ by_state.flatten(1).t(), activated)
-    return map(Seen, products.chunk(len(weights), 1), by_condition.chunk(len(weights)))
+    return map(Seen, products.chunk(len(layers), 1), by_condition.chunk(len(layers)))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -166,7 +151,7 @@ def convolution(x: Tensor, weights: Affine) -> Tensor:
     weight, bias = weights
     if weight.shape[-1] == 1:
         return product(x, weights)
-    if x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+    if x.device.type == "cpu" and not is_lowered(x):
         y: Tensor = _Convolution.apply(x, weight, bias)
         return y
     y = F.conv2d(lowered(x), weight, padding=weight.shape[-1] // 2)
@@ -183,24 +168,20 @@ def add_products(
 ) -> Tensor:
     """state `[B, K, r, r]` + the 1x1 convolutions of any `x` `[B, C, r, r]`, in the type of `stream` under autocast.
 
-    A product that is added where the sum lies saves writing it and reading it again. Where it has fewer bits than the
-    sum, all products are one, and one addition.
+    A product that is added where the sum lies saves writing it and reading it again.
     """
-    weights = [affine.weight.flatten(1).t() for _, affine in products]  # each [C, K]
-    bias = sum((affine.bias for _, affine in products[1:]), start=products[0][1].bias)
-    if bound_by_memory(state):
-        factors = torch.cat([lowered(rows(x)) for x, _ in products], 1), torch.cat(weights)
-        return state.to(stream) + as_state(torch.addmm(bias, *factors), state)
-    total = rows(state) + bias
-    for (x, _), weight in zip(products, weights, strict=True):
-        total.addmm_(rows(x), weight)
+    if is_lowered(state):  # a product has fewer bits than the sum
+        return sum((product(*one) for one in products), start=state.to(stream))
+    total = rows(state) + sum((affine.bias for _, affine in products[1:]), start=products[0][1].bias)
+    for x, affine in products:
+        total.addmm_(rows(x), affine.weight.flatten(1).t())
     return as_state(total, state)
 
 
 def gaussian(features: Tensor) -> DiagonalGaussian:
     """The standard deviations side by side, because their exponential is taken twice as fast then."""
     mean, log_std = DiagonalGaussian.from_features(features)
-    return DiagonalGaussian(mean, log_std if bound_by_memory(features) else channels_last(log_std))
+    return DiagonalGaussian(mean, log_std if is_lowered(features) else channels_last(log_std))
 
 
 def rows(x: Tensor) -> Tensor:
@@ -214,15 +195,14 @@ def as_state(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(b, h, w, -1).permute(0, 3, 1, 2)
 
 
-def bound_by_memory(x: Tensor) -> bool:
-    """Whether fewer passes over memory are worth larger products: under autocast, whose products take little time."""
+def is_lowered(x: Tensor) -> bool:
+    """Whether convolutions of `x` are in bf16 or fp16."""
     return torch.is_autocast_enabled(x.device.type)
 
 
 def lowered(x: Tensor) -> Tensor:
-    """`x` in autocast's type, as products want it; as it is without autocast."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+    """`x` in the type that convolutions of it are in."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if is_lowered(x) else x
 
 
 class _Convolution(torch.autograd.Function):

@@ -9,14 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vdvae.fast.arithmetic import Bottleneck, Seen, TopDown, Way, gelu, go_on, look, residual_block, top_down_block
+from vdvae.fast import merged
+from vdvae.fast.arithmetic import Bottleneck, Way, gelu, residual_block
 from vdvae.fast.forwards import FastBlock, FastTopDownBlock, State
-from vdvae.model.gaussian import DiagonalGaussian, Latent, Source
+from vdvae.model.gaussian import DiagonalGaussian, Latent
 from vdvae.model.likelihood import Mixture, MixtureNet
 from vdvae.model.vdvae import VDVAE
 
 OPTIONS = {"layout_optimization": False}
 """The optimisation would turn states, whose channels are last already, before and after every convolution."""
+
+MEMORY_BUDGET = 0.9
+"""Of what is kept for the backward pass: below 1, what costs no product, as GELU does, is computed again there."""
 
 
 def compile_blocks(model: VDVAE) -> None:
@@ -25,6 +29,7 @@ def compile_blocks(model: VDVAE) -> None:
     reads, so that sum and GELU are one pass over memory.
     """
     torch._dynamo.config.cache_size_limit = 256  # shapes of one function: those of all resolutions
+    torch._functorch.config.activation_memory_budget = MEMORY_BUDGET
     for block in model.modules():
         if isinstance(block, FastTopDownBlock):
             block.compute = _top_down_block
@@ -51,49 +56,33 @@ def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
     return x, gelu(x)
 
 
-def _top_down_block(
-    weights: TopDown, x: Tensor, condition: Tensor, activated: Tensor | None, *others: Any
-) -> tuple[Tensor | State, Latent]:
-    seen, source, *_ = others
-    if seen is None or source != "posterior":  # no step of training
-        return top_down_block(weights, x, condition, activated, *others)
-    activated = gelu(condition) if activated is None else activated
-    x, activated, *latent = _compiled(_posterior_block_and_gelu)(weights, x, activated, *others)
-    return State(x, activated), _CompiledLatent(*latent)
+def _top_down_block(*arguments: Any) -> tuple[State, Latent]:
+    x, activated, *others = _compiled(_top_down_block_and_gelu)(*arguments)
+    return State(x, activated), _CompiledLatent(*others)
 
 
-def _posterior_block_and_gelu(
-    weights: TopDown,
-    x: Tensor,
-    activated: Tensor,
-    seen: Seen,
-    source: Source,
-    noise: Tensor,
-    temperature: float,
-    residual: bool,
-    way: Way,
-) -> tuple[Tensor, ...]:
-    """`top_down_block`, with the KL beside z, while prior and posterior are at hand."""
-    p_features, q_features, hidden = look(weights, activated, seen, way)
-    assert q_features is not None
-    p, q = DiagonalGaussian.from_features(p_features), DiagonalGaussian.from_features(q_features)
-    z = q.sample(noise, temperature)
-    x = go_on(weights, x, hidden, z, residual, way)
-    return x, gelu(x), q.kl(p).sum((1, 2, 3)), z, p_features, q_features
+def _top_down_block_and_gelu(*arguments: Any) -> tuple[Tensor, ...]:
+    x, (z, p, q), features = merged.top_down_block(*arguments)
+    return x, gelu(x), q.kl(p).sum(1), z.detach(), features.detach()
 
 
 class _CompiledLatent(Latent):
-    """A layer of a training step: its rate is known, and its Gaussians, of which that is made in fp32, are as the products
-    left them, under autocast in less.
+    """A layer of a training step, whose KL is known. Gradients flow through that alone, and the Gaussians are as the
+    products left them: to bring them to fp32 would take passes over memory that the step does not need.
     """
 
-    rate: Any = None  # in the place of a property
+    kl_of_places: Tensor
 
-    def __new__(cls, rate: Tensor, z: Tensor, p_features: Tensor, q_features: Tensor) -> _CompiledLatent:
-        gaussians = (DiagonalGaussian(*features.chunk(2, 1)) for features in (p_features, q_features))
-        self = super().__new__(cls, z, *gaussians)
-        self.rate = rate
-        return self
+    def __new__(cls, kl_of_places: Tensor, z: Tensor, features: Tensor) -> _CompiledLatent:
+        gaussians = (DiagonalGaussian(*half.chunk(2, 1)) for half in features.chunk(2, 1))
+        latent = super().__new__(cls, z, *gaussians)
+        latent.kl_of_places = kl_of_places  # [B, r, r]
+        return latent
+
+    @property
+    def rate(self) -> Tensor:
+        """See `Latent.rate`."""
+        return self.kl_of_places.sum((1, 2))
 
 
 class _CompiledMixture(Mixture):

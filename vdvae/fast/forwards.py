@@ -7,6 +7,7 @@ plain block does, which calls them all. Weights and names stay the same.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,8 +17,9 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._pytree import tree_map_only
 
-from vdvae.fast import arithmetic
+from vdvae.fast import arithmetic, merged
 from vdvae.fast.arithmetic import Affine, Bottleneck, Seen, TopDown, Way
+from vdvae.fast.merged import Merged
 from vdvae.model.gaussian import Latent, Source
 from vdvae.model.latents import Pass
 from vdvae.model.vdvae import VDVAE, Block, Conv, Decoder, Encoder, Terms, TopDownBlock, channels_last, match_channels
@@ -67,37 +69,26 @@ class FastEncoder(Encoder):
 
 
 class FastTopDownBlock(TopDownBlock):
-    """`arithmetic.top_down_block` as a module."""
+    """`arithmetic.top_down_block` as a module, or `merged.top_down_block` where there is what it takes."""
 
     way = Way()
-    compute: Callable[..., Any] = staticmethod(arithmetic.top_down_block)
+    compute: Callable[..., Any] = staticmethod(merged.top_down_block)
 
     def forward(
-        self,
-        x: Any,
-        condition: Any,
-        features: Any,
-        source: Source,
-        noise: Tensor | None,
-        temperature: float,
+        self, x: Any, condition: Any, features: Any, source: Source, noise: Tensor | None, temperature: float
     ) -> tuple[Any, Latent]:
         """See `TopDownBlock.forward`; of a `State`, it is what `compute` returns."""
         if not _is_own(self):
             return super().forward(_tensor(x), _tensor(condition), features, source, noise, temperature)
-        prior, enc, resnet = map(_bottleneck, (self.prior, self.enc, self.resnet))
+        x, activated, condition = _tensor(x), _activated(condition), _tensor(condition)
+        weights, residual = _top_down(self), self.resnet.residual
+        activated = arithmetic.gelu(condition) if activated is None else activated
+        if isinstance(features, Merged) and source == "posterior":
+            return self.compute(weights, features, x, activated, noise, temperature, residual, self.way)[:2]
         if isinstance(features, Tensor):
-            features = next(arithmetic.see(arithmetic.gelu(features), [enc.c1.weight]))
-        return self.compute(
-            TopDown(prior, enc, _affine(self.z_proj), resnet),
-            _tensor(x),
-            _tensor(condition),
-            _activated(condition),
-            features,
-            source,
-            noise,
-            temperature,
-            self.resnet.residual,
-            self.way,
+            features = next(arithmetic.see([weights], arithmetic.gelu(features)))
+        return arithmetic.top_down_block(
+            weights, x, activated, features, source, noise, temperature, residual, self.way
         )
 
 
@@ -116,19 +107,21 @@ class FastDecoder(Decoder):
         by_layer = None if features is None else self._see(features, sources)
         return super().forward(batch, by_layer, sources, temperatures, generator)
 
-    def _see(self, features: dict[int, Tensor], sources: Sequence[Source]) -> dict[int, Tensor | Seen]:
+    def _see(self, features: dict[int, Tensor], sources: Sequence[Source]) -> dict[int, Tensor | Seen | Merged]:
         """What each layer whose z is not from its prior has of the encoder's states."""
-        by_layer: dict[int, Tensor | Seen] = {}
-        reading: dict[int, list[int]] = {}
+        by_layer: dict[int, Tensor | Seen | Merged] = {}
+        reading: defaultdict[tuple[int, bool], list[int]] = defaultdict(list)
         for i, source in enumerate(sources):
             if source != "prior":
                 r = self.specs[i].resolution
                 by_layer[i] = features[r]
                 if _is_own(self.dec_blocks[i]):
-                    reading.setdefault(r, []).append(i)
-        for r, layers in reading.items():
-            weights = [self.dec_blocks[i].enc.c1.weight for i in layers]  # type: ignore[union-attr]
-            by_layer |= zip(layers, arithmetic.see(arithmetic.gelu(features[r]), weights), strict=True)
+                    reading[r, source == "posterior" and arithmetic.is_lowered(features[r])].append(i)
+        for (r, merges), layers in reading.items():
+            activated = arithmetic.gelu(features[r])
+            weights = [_top_down(self.dec_blocks[i]) for i in layers]
+            see = merged.merge if merges else arithmetic.see
+            by_layer |= zip(layers, see(weights, activated), strict=True)
         return by_layer
 
     def _seen(self, layer: int, features: dict[int, Any]) -> Any:
@@ -149,7 +142,7 @@ class FastVDVAE(VDVAE):
 
     def terms(self, images: Tensor, result: Pass) -> Terms:
         """See `VDVAE.terms`."""
-        latents = [latent if type(latent) is not Latent else _last(latent) for latent in result.latents]
+        latents = [_last(latent) if type(latent) is Latent else latent for latent in result.latents]
         return super().terms(images, result._replace(latents=latents))
 
 
@@ -171,6 +164,10 @@ def _affine(conv: nn.Module) -> Affine:
 
 def _bottleneck(block: Block) -> Bottleneck:
     return Bottleneck(*map(_affine, (block.c1, block.c2, block.c3, block.c4)))
+
+
+def _top_down(block: Any) -> TopDown:
+    return TopDown(*map(_bottleneck, (block.prior, block.enc)), _affine(block.z_proj), _bottleneck(block.resnet))
 
 
 def _is_own(module: nn.Module) -> bool:

@@ -44,7 +44,9 @@ class Update:
             fast.lay_out_channels_last(model)
         self.ema = EMA(model, config.ema_decay)
         weights = list({**fast.convolutions(model), **dict(model.named_parameters())}.values())
-        self.gradient, gradients = flat_like(weights)  # to zero it, to sum it and to take its norm is one operation each
+        self.gradient, gradients = flat_like(
+            weights
+        )  # to zero it, to sum it and to take its norm is one operation each
         for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         self.optimizer = adamw(model.parameters(), config)
