@@ -1,7 +1,7 @@
 """The arithmetic of the blocks as functions of their weights, in few and cheap passes over memory.
 
-States are `[B, C, r, r]`, channels last in memory. Under autocast, what convolutions read is cast once, before its GELU;
-the states that blocks add to are kept in the type that they are told.
+States are `[B, C, r, r]`, channels last in memory. Under autocast, what convolutions read is cast once, before its
+GELU; the states that blocks add to are kept in the type that they are told.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TopDown(NamedTuple):
 
 
 def inner(weights: Bottleneck, hidden: Tensor) -> Tensor:
-    """The middle of a bottleneck, between its first and its last convolution: `[B, middle_channels, r, r]` to the same."""
+    """The middle of a bottleneck, from its first to its last convolution: `[B, middle_channels, r, r]` to the same."""
     hidden = convolution(gelu(hidden), weights.c2)
     hidden = convolution(gelu(hidden), weights.c3)
     return gelu(hidden)
@@ -114,7 +114,7 @@ def look(weights: TopDown, activated: Tensor, seen: Seen | None, way: Way) -> tu
 
 
 def go_on(weights: TopDown, x: Tensor, hidden: Tensor, z: Tensor, residual: bool, way: Way) -> Tensor:
-    """The next state: what the prior's `hidden` and z contribute is added where the sum lies, then the residual block."""
+    """The next state: what the prior's `hidden` and z contribute is added where the sum lies; then the last block."""
     width = weights.z_proj.weight.shape[0]
     by_hidden = Affine(*(part[-width:] for part in weights.prior.c4))
     x = add_products(x, [(hidden, by_hidden), (z, weights.z_proj)], way.stream)

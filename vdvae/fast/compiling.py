@@ -12,7 +12,7 @@ from torch import Tensor
 from vdvae.fast import merged
 from vdvae.fast.arithmetic import Bottleneck, Way, gelu, residual_block
 from vdvae.fast.forwards import FastBlock, FastTopDownBlock, State
-from vdvae.model.gaussian import DiagonalGaussian, Latent
+from vdvae.model.gaussian import Latent
 from vdvae.model.likelihood import Mixture, MixtureNet
 from vdvae.model.vdvae import VDVAE
 
@@ -43,7 +43,7 @@ def compile_blocks(model: VDVAE) -> None:
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function, dynamic=False, options=OPTIONS)
+    return torch.compile(function, dynamic=False, options=dict(OPTIONS))
 
 
 def _residual_block(weights: Bottleneck, x: Tensor, activated: Tensor | None, residual: bool, way: Way) -> State:
@@ -58,31 +58,12 @@ def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _top_down_block(*arguments: Any) -> tuple[State, Latent]:
     x, activated, *others = _compiled(_top_down_block_and_gelu)(*arguments)
-    return State(x, activated), _CompiledLatent(*others)
+    return State(x, activated), merged.RatedLatent(*others)
 
 
 def _top_down_block_and_gelu(*arguments: Any) -> tuple[Tensor, ...]:
-    x, (z, p, q), features = merged.top_down_block(*arguments)
-    return x, gelu(x), q.kl(p).sum(1), z.detach(), features.detach()
-
-
-class _CompiledLatent(Latent):
-    """A layer of a training step, whose KL is known. Gradients flow through that alone, and the Gaussians are as the
-    products left them: to bring them to fp32 would take passes over memory that the step does not need.
-    """
-
-    kl_of_places: Tensor
-
-    def __new__(cls, kl_of_places: Tensor, z: Tensor, features: Tensor) -> _CompiledLatent:
-        gaussians = (DiagonalGaussian(*half.chunk(2, 1)) for half in features.chunk(2, 1))
-        latent = super().__new__(cls, z, *gaussians)
-        latent.kl_of_places = kl_of_places  # [B, r, r]
-        return latent
-
-    @property
-    def rate(self) -> Tensor:
-        """See `Latent.rate`."""
-        return self.kl_of_places.sum((1, 2))
+    x, latent, features = merged.top_down_block(*arguments)
+    return x, gelu(x), latent.kl.sum(1), latent.z.detach(), features.detach()
 
 
 class _CompiledMixture(Mixture):

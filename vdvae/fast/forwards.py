@@ -1,8 +1,8 @@
 """Forward passes that compute what the model's own compute, by the functions of `arithmetic`.
 
-They replace the classes of the model's own modules; a subclass, a wrapper or a foreign block keeps its forward pass. A
-fast block reads the weights inside it directly. Where a module inside it is a foreign one or has hooks, it does what the
-plain block does, which calls them all. Weights and names stay the same.
+They replace the classes of the model's own modules; a subclass, a wrapper or a foreign block keeps its forward pass.
+A fast block reads the weights inside it directly. Where a module inside it is a foreign one or has hooks, it does what
+the plain block does, which calls them all. Weights and names stay the same.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from vdvae.fast import arithmetic, merged
 from vdvae.fast.arithmetic import Affine, Bottleneck, Seen, TopDown, Way
-from vdvae.fast.merged import Merged
+from vdvae.fast.merged import Merged, RatedLatent
 from vdvae.model.gaussian import Latent, Source
 from vdvae.model.latents import Pass
 from vdvae.model.vdvae import VDVAE, Block, Conv, Decoder, Encoder, Terms, TopDownBlock, channels_last, match_channels
@@ -104,7 +104,7 @@ class FastDecoder(Decoder):
         generator: torch.Generator | None,
     ) -> tuple[Tensor, list[Latent]]:
         """See `Decoder.forward`."""
-        by_layer = None if features is None else self._see(features, sources)
+        by_layer: Any = None if features is None else self._see(features, sources)
         return super().forward(batch, by_layer, sources, temperatures, generator)
 
     def _see(self, features: dict[int, Tensor], sources: Sequence[Source]) -> dict[int, Tensor | Seen | Merged]:
@@ -142,6 +142,7 @@ class FastVDVAE(VDVAE):
 
     def terms(self, images: Tensor, result: Pass) -> Terms:
         """See `VDVAE.terms`."""
+        merged.sum_rates([latent for latent in result.latents if isinstance(latent, RatedLatent)])
         latents = [_last(latent) if type(latent) is Latent else latent for latent in result.latents]
         return super().terms(images, result._replace(latents=latents))
 
@@ -167,11 +168,12 @@ def _bottleneck(block: Block) -> Bottleneck:
 
 
 def _top_down(block: Any) -> TopDown:
-    return TopDown(*map(_bottleneck, (block.prior, block.enc)), _affine(block.z_proj), _bottleneck(block.resnet))
+    prior, enc, resnet = map(_bottleneck, (block.prior, block.enc, block.resnet))
+    return TopDown(prior, enc, _affine(block.z_proj), resnet)
 
 
 def _is_own(module: nn.Module) -> bool:
-    """Whether to call it would do nothing but the forward passes here, all the way down, so that one may go past them."""
+    """Whether calling it would do nothing but the forward passes here, all the way down, so that one may go past it."""
     if _is_hooked(module) or "forward" in vars(module) or _has_any_global_hook():
         return False
     if isinstance(module, FastTopDownBlock) and type(module) is FastTopDownBlock:

@@ -1,7 +1,7 @@
 """Weights in bf16 or fp16 that are cast once per update, and whose gradients are added up by few operations.
 
-Autocast casts every weight anew in every micro-batch, and autograd casts every gradient back and adds it on its own. In a
-deep and narrow model that is a third of all kernels, and none of them computes anything.
+Autocast casts every weight anew in every micro-batch, and autograd casts every gradient back and adds it on its own.
+In a deep and narrow model that is a third of all kernels, and none of them computes anything.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LowPrecisionWeights:
     def __init__(self, model: VDVAE, dtype: torch.dtype, gradient: Tensor) -> None:
         self.model = model
         self._own = convolutions(model)
-        self.weights = {
+        self.weights: dict[str, Tensor] = {
             name: nn.Parameter(own.detach().to(dtype), requires_grad=own.requires_grad)
             for name, own in self._own.items()
         }

@@ -6,7 +6,8 @@ What belongs together of a layer's weights is put together beforehand, for all l
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +21,14 @@ ALIGNMENT = 8
 
 
 class Merged(NamedTuple):
-    """A layer whose z comes from its posterior: weights that were put together, each for one product, and what the layer
-    has of the encoder's state. `[K, C]` takes C channels to K.
+    """A layer whose z comes from its posterior: weights that were put together, each for one product, and what the
+    layer has of the encoder's state. `[K, C]` takes C channels to K.
     """
 
     first: Affine
     """The first convolutions of prior and posterior, of the condition that both read: `[2*middle, width]`."""
     gaussians: Affine
-    """The last ones, for both Gaussians, of what is before them of both: `[4*zdim, 2*middle]`, half of it zeros."""
+    """The last ones, for both Gaussians, of what both have before them: `[4*zdim, 2*middle]`, half of it zeros."""
     last: Tensor
     """For what is added to the state, of what is before the prior's last convolution, of z, of a one for the bias, and of
     what rounds up their number: `[width, K]`.
@@ -37,8 +38,8 @@ class Merged(NamedTuple):
 
 
 def merge(layers: Sequence[TopDown], activated: Tensor) -> Iterator[Merged]:
-    """Merges the weights of some layers that read the same encoder's state, whose GELU is given, `[B, width, r, r]`. What
-    they make of it is one product, which reads it once and sums its gradients by itself.
+    """Merges the weights of some layers that read the same encoder's state, whose GELU is given, `[B, width, r, r]`.
+    What they make of it is one product, which reads it once and sums its gradients by itself.
     """
     priors, posteriors, z_projs, _ = zip(*layers, strict=True)
     width, zdim = z_projs[0].weight.shape[:2]
@@ -106,6 +107,34 @@ def top_down_block(
     factors = torch.cat([rows(hidden), F.pad(lowered(rows(z)), (0, ones), value=1.0)], 1)  # [B*r*r, K]
     x = x.to(way.stream) + as_state(factors @ merged.last.t(), x)
     return Result(residual_block(weights.resnet, x, None, residual, way), Latent(z, p, q), features)
+
+
+class RatedLatent(Latent):
+    """A layer of a training step, whose KL is known. Gradients flow through that alone, and the Gaussians are as the
+    products left them: to bring them to fp32 would take passes over memory that the step does not need.
+    """
+
+    kl_of_places: Tensor
+    rate: Any = None
+    """See `Latent.rate`; `sum_rates` sets it."""
+
+    def __new__(cls, kl_of_places: Tensor, z: Tensor, features: Tensor) -> RatedLatent:
+        gaussians = (DiagonalGaussian(*half.chunk(2, 1)) for half in features.chunk(2, 1))
+        latent = super().__new__(cls, z, *gaussians)
+        latent.kl_of_places = kl_of_places  # [B, r, r]
+        return latent
+
+
+def sum_rates(latents: Sequence[RatedLatent]) -> None:
+    """Sets the rate of each layer, those of one resolution at once."""
+    for _, group in groupby(latents, lambda latent: latent.kl_of_places.shape):
+        same = list(group)
+        places = torch.stack([latent.kl_of_places.flatten(1) for latent in same])  # [L, B, r*r]
+        # A product: the gradient of a sum would be an expanded number, of which each compiled block takes a copy first.
+        with torch.autocast(places.device.type, enabled=False):
+            rates = places @ places.new_ones(places.shape[2])  # [L, B]
+        for latent, rate in zip(same, rates, strict=True):
+            latent.rate = rate
 
 
 def _stack(weights: Iterable[Tensor]) -> Tensor:

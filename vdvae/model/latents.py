@@ -61,7 +61,7 @@ class LatentVariableModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights: fp32, or fp64 after `model.double()`. A convolution may have weights of another."""
-        return self.decoder.gain.dtype  # type: ignore[return-value, union-attr]
+        return self.decoder.gain.dtype  # type: ignore[return-value]
 
     def per_resolution(self, layer_rate: Sequence[float]) -> dict[int, float]:
         """Sums a number per layer over the layers of each resolution, from the lowest resolution up."""

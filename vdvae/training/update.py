@@ -148,8 +148,8 @@ class Update:
 
 
 def with_own_steps(optimizer: dict[str, Any], weights: Sequence[Tensor]) -> dict[str, Any]:
-    """An AdamW state as an optimiser of these weights needs it: a step for each, which in a file may be one for all, and
-    moments laid out in memory as the weights are, which in a file they may not be.
+    """An AdamW state as an optimiser of these weights needs it: a step for each, which in a file may be one for all,
+    and moments laid out in memory as the weights are, which in a file they may not be.
     """
     own = {
         i: {
