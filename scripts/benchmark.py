@@ -69,8 +69,8 @@ def main() -> None:
     """Reads the command line, measures, prints a table, and writes JSON where asked to."""
     with exit_on_user_error():
         args = command_line().parse_args()
-        settings = read_settings(args)
         device = torch.device("cpu") if args.kind == "count" else pick_device(args.device)
+        settings = read_settings(args, device)
         prepare_result(args.json)
     if args.kind in ("data", "count"):
         (data if args.kind == "data" else count_step)(args, settings[0], device)
@@ -117,7 +117,7 @@ def command_line() -> CommandLine:
     return parser
 
 
-def read_settings(args: argparse.Namespace) -> list[Config]:
+def read_settings(args: argparse.Namespace, device: torch.device) -> list[Config]:
     """The one or two settings that are measured, or the preset of `data`; raises `ValueError` for what cannot be."""
     if args.kind == "data":
         if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
@@ -135,10 +135,11 @@ def read_settings(args: argparse.Namespace) -> list[Config]:
     if getattr(args, "compare", None) is not None:
         overrides.append(args.overrides + re.split(r",(?=\w+\.)", args.compare))  # a list of blocks has commas too
     trains = args.kind in ("train", "memory", "count")
-    settings = [setting_of(load_config(args.hps, one), args.batch, trains) for one in overrides]
-    if args.kind == "count" and (precision := settings[0].train.precision) not in CARDS[args.card].flops:
-        card, takes = CARDS[args.card].title, ", ".join(CARDS[args.card].flops)
-        raise UserError(f"{card} does not compute in {precision}; set train.precision to one of {takes}")
+    card = CARDS[args.card] if args.kind == "count" else None
+    settings = [setting_of(load_config(args.hps, one), device, args.batch, trains, card) for one in overrides]
+    if card and (precision := settings[0].train.precision) not in card.flops:
+        takes = ", ".join(card.flops)
+        raise UserError(f"{card.title} does not compute in {precision}; set train.precision to one of {takes}")
     if len(settings) > 1 and settings[0] == settings[1]:
         raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     return settings
@@ -206,7 +207,7 @@ def data(args: argparse.Namespace, config: Config, device: torch.device) -> None
             config = replace(config, data=make_up(config, args.made_up, Path(folder)))
         with get_context("forkserver").Pool(1) as pool:
             loader = pool.apply(measure_loader, (config, args.seconds))
-    measured = Measured(setting_of(config), training, device)
+    measured = Measured(setting_of(config, device), training, device)
     model = measured.setting.train.batch_size / statistics.median(measured.run(3))
     measured.process.shutdown()
 

@@ -20,6 +20,7 @@ from vdvae.training.optimizer import learning_rate
 from vdvae.training.update import Update
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 ALONE = World(0, 1, CPU)
 
 
@@ -294,9 +295,9 @@ def test_replayed_steps_are_those_of_python(tiny: Config, settings: dict[str, ob
 @pytest.mark.parametrize("key", ["cuda_graph", "compress_gradients"])
 def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
     config = replace(tiny.train, **{key: True})  # type: ignore[arg-type]
-    config.check_device("cuda")
+    config.check_device(CUDA)
     with refuses(f"train.{key} cpu train.{key}=false"):
-        config.check_device("cpu")
+        config.check_device(CPU)
 
 
 def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +305,7 @@ def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pyte
     config = replace(tiny.train, compile=True)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    config.check_device("cuda")
-    replace(config, fast=False).check_device("cpu")  # where it has no effect
+    config.check_device(CUDA)
+    replace(config, fast=False).check_device(CPU)  # where it has no effect
     with refuses("train.compile C++ compiler CXX train.compile=false"):
-        config.check_device("cpu")
+        config.check_device(CPU)
