@@ -156,6 +156,30 @@ def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Conf
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_a_run_that_goes_on_in_another_precision_has_its_loss_scale(tiny: Config) -> None:
+    """As on another GPU, with `train.precision: auto`; with the same one it goes on where it was."""
+    scales = {name: make_update(tiny, precision=name).loss_scale for name in ("bf16", "fp16")}
+    before = {name: {key: value.clone() for key, value in scale.state_dict().items()} for name, scale in scales.items()}
+    for scale in scales.values():
+        scale.update(torch.tensor(False))
+        scale.update(torch.tensor(True))
+    halved = {key: value.clone() for key, value in scales["fp16"].state_dict().items()}
+    assert [value.item() for value in halved.values()] == [2**15, 1]
+    for name in scales:
+        fresh = make_update(tiny, precision=name).loss_scale
+        fresh.load_state_dict(before["bf16"] if name == "fp16" else halved)
+        assert fresh.state_dict() == before[name]
+    fresh = make_update(tiny, precision="fp16").loss_scale
+    fresh.load_state_dict(halved)
+    assert fresh.state_dict() == halved
+
+
+def test_what_is_left_to_the_hardware_must_be_resolved(tiny: Config) -> None:
+    for key in ("precision", "micro_batch", "recompute_from"):
+        with refuses(f"train.{key} auto vdvae.run.auto"):
+            make_update(tiny, **{key: "auto"})
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_keeps_the_likelihood_in_fp32(tiny: Config, precision: str) -> None:
     update = make_update(tiny, precision=precision)
