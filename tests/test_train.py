@@ -148,7 +148,7 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
     call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vdvae.run.auto.free_memory", lambda _device: 100_000)
-    assert_refused(call(*AUTO), "one image GB cpu train.micro_batch=1")
+    assert_refused(call(*AUTO), "one image GB memory train.micro_batch=1")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
     assert call(*AUTO[:-1], "train.micro_batch=1", "--max_steps", 1).returncode == 0
 

@@ -92,7 +92,7 @@ def test_checkpointing_only_where_one_image_does_not_fit_without(machine: Machin
     assert chosen(needs) == (1, None)
     assert chosen(needs - 1)[1] == 32  # type: ignore[index]
     assert chosen(less) == (1, 32)
-    with refuses("one image GB cuda train.micro_batch=1 train.recompute_from=32", UserError):
+    with refuses("one image GB GPU train.micro_batch=1 train.recompute_from=32", UserError):
         chosen(less - 1)
     assert chosen(memory_of_step(plain, 4).peak, micro_batch=4) == (4, None)
     assert chosen(memory_of_step(checkpointed, 4).peak, micro_batch=4) == (4, 32)

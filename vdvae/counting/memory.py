@@ -38,8 +38,8 @@ class StepBytes(NamedTuple):
 def memory_of_step(config: Config, batch: int) -> StepBytes:
     """Counts an update with `batch` images at once on one device; it takes as long for any batch, in seconds.
 
-    What is counted is the update itself, without recording and compiling: compiled blocks hold less, and a CUDA graph
-    as much, but that what its passes need is not free for the optimiser, which needs a copy of the weights.
+    What is counted is the update itself, without recording and compiling. Compiled blocks hold as much or less (by
+    `scripts/benchmark.py count`). So does a CUDA graph, but for what its passes need, which it keeps from the optimiser.
 
     Args:
         config: with no "auto" for the hardware in its `train` section, see `TrainConfig.resolved`.
@@ -47,17 +47,17 @@ def memory_of_step(config: Config, batch: int) -> StepBytes:
     """
     train = replace(config.train, batch_size=batch, micro_batch=None, compile=False, replay=False, cuda_graph=False)
     shape = (batch, config.model.image_channels, config.model.image_size, config.model.image_size)
-    with in_fp32(), _Fake(), (live := Live()):  # in_fp32, as an update sets the precision of the whole process
+    with in_fp32(), FakeTensors(), (live := Live()):  # in_fp32, as an update sets the precision of the whole process
         with warnings.catch_warnings():  # a model is copied, and PyTorch asks for the addresses of its weights
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
             update = Update(VDVAE(config.model), train, World(0, 1, torch.device("cpu")))
         return live.count(lambda: update(torch.zeros(shape, dtype=torch.uint8), 0))
 
 
-class _Fake(FakeTensorMode):
+class FakeTensors(FakeTensorMode):
     """Fake tensors that can be copied with the module that they are in."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Fake:
+    def __deepcopy__(self, memo: dict[int, Any]) -> FakeTensors:
         return self
 
 

@@ -65,14 +65,14 @@ def test_memory(call: Command, tmp_path: Path) -> None:
 
 def test_counted_memory(call: Command, tmp_path: Path) -> None:
     """In MB, whatever this machine has."""
-    arguments = ["memory", "--hps", TINY, "--counted", "--batch", 10_000_000, "--json", "memory.json"]
+    arguments = ["memory", "--hps", TINY, "--counted", "--batch", 1_000_000, "--json", "memory.json"]
     result = call("scripts/benchmark.py", *arguments)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "memory.json").read_text())
     config = load_config(str(TINY), ["train.precision=fp32"])
-    counted = memory_of_step(config, 10_000_000)
+    counted = memory_of_step(config, 1_000_000)
     assert (told["peak_mb"], told["saved_mb"]) == (counted.peak / 2**20, counted.saved / 2**20)
-    assert told["peak_mb"] > 5_000_000 > 1 > told["state_mb"]
+    assert told["peak_mb"] > 500_000 > 1 > told["state_mb"]
     says(result.stdout, f"{told['peak_mb']:,.0f} MB")
 
 
