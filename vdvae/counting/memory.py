@@ -38,8 +38,8 @@ class StepBytes(NamedTuple):
 def memory_of_step(config: Config, batch: int) -> StepBytes:
     """Counts an update with `batch` images at once on one device; it takes as long for any batch, in seconds.
 
-    What is counted is the update itself, without recording and compiling. Compiled blocks hold as much or less (by
-    `scripts/benchmark.py count`). So does a CUDA graph, but for what its passes need, which it keeps from the optimiser.
+    What is counted is the update itself, without recording and compiling. Compiled blocks hold as much or less, by
+    `scripts/benchmark.py count`; a CUDA graph as much, and what its passes need it keeps from the optimiser.
 
     Args:
         config: with no "auto" for the hardware in its `train` section, see `TrainConfig.resolved`.
