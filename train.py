@@ -24,11 +24,12 @@ from vdvae.data.prepared import Splits, load_splits
 from vdvae.errors import CommandLine, UserError, exit_on_bad_image, exit_on_interrupt, exit_on_user_error
 from vdvae.evaluation.nll import evaluate
 from vdvae.launch import read_launch
+from vdvae.run.auto import in_words, resolve
 from vdvae.run.checkpoint import Best, Checkpoint
 from vdvae.run.checkpoint_thread import CheckpointWriter
 from vdvae.run.directory import RunDirectory
 from vdvae.run.interruption import TIME_IS_UP, Interruption
-from vdvae.run.log import Changes, RunLog, changed_settings, told
+from vdvae.run.log import Changes, RunLog, begin, told
 from vdvae.run.progress import Progress
 from vdvae.run.summary import draw_pictures, print_summary
 from vdvae.runtime import processes
@@ -51,17 +52,18 @@ def main() -> None:
             splits = load_splits(config.data, config.model)
             launch = read_launch()
             config.train.local_batch_size(launch.size)  # refuses what cannot be divided
-            config.train.check_device((device := pick_device()).type)
+            config.train.check_device(device := pick_device())
             name = "-".join(Path(preset).stem for preset in args.hps.split(","))
-            directory, resumed, changed = RunDirectory(args.run_dir or Path("runs", name)), None, {}
+            directory, resumed = RunDirectory(args.run_dir or Path("runs", name)), None
             if launch.rank == 0:
                 held.enter_context(directory.lock(patience=60 * config.train.timeout_minutes))
                 resumed = directory.open(config, splits.manifest.checksums())
-                changed = changed_settings(directory, config)
-                directory.create(config)
         with exit_on_bad_image():
             world = processes.start(device, config.train.timeout_minutes)
-            status = run(config, splits, directory, resumed, changed, world, args)
+            with exit_on_user_error():
+                resolved = resolve(config, world)
+                changed = begin(directory, config, resolved) if world.is_main else {}
+            status = run(resolved, splits, directory, resumed, changed, world, args)
             processes.stop()
     sys.exit(status)
 
@@ -104,11 +106,10 @@ def run(
         fast.give_back_freed_memory()
     best = resumed.best if resumed else None
     last_step = min(settings.max_steps, limits.max_steps or settings.max_steps)
-
     progress = Progress(first_step, settings, shown=world.is_main)
     progress.say(
         f"{directory.path}: {sum(p.numel() for p in ema.parameters()):,} parameters, {ema.num_layers} layers, "
-        f"{len(splits.train):,} training images of {splits.manifest}, {world.size} x {world.device.type}, "
+        f"{len(splits.train):,} training images of {splits.manifest}, {in_words(settings, world)}, "
         f"{f'resuming after step {first_step:,}' if first_step else 'from the start'}{told(changed)}"
     )
     order = BatchOrder(len(splits.train), settings.batch_size, settings.seed)
@@ -137,7 +138,6 @@ def run(
             done = step + 1
             is_end = done == settings.max_steps
             reason = interruption.agreed()
-
             if done % settings.print_every == 0 or is_end:
                 report = update.report()
                 log.train(done, report, progress.report(done, report))

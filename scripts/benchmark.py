@@ -6,6 +6,7 @@ python scripts/benchmark.py train --hps cifar10 --compare train.precision=bf16,t
 python scripts/benchmark.py sample --hps cifar10 --temperatures 1.0 0.9 0.8 0.7 --batch 8 --compare train.fast=false
 python scripts/benchmark.py evaluate --hps cifar10 train.fast=false     the plain model alone
 python scripts/benchmark.py memory --hps cifar10 --batch 1 --compare train.fast=false
+python scripts/benchmark.py memory --hps ffhq256 --batch 4 --counted train.precision=bf16
 python scripts/benchmark.py data --hps imagenet32 --made_up 700000     without having the set
 python scripts/benchmark.py count --hps imagenet32 --batch 32 --card h100     without having the GPU
 """
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from measuring.count import ASSUMPTIONS, best_of, count, print_counts
 from measuring.loader import make_up, measure_loader
-from measuring.memory import StepMemory, memory_of_step
+from measuring.memory import CountedMemory, StepMemory, counted_memory, memory_of_step
 from measuring.speed import Measured, Speed, take_turns
 from measuring.work import evaluation, sampling, setting_of, training
 
@@ -59,6 +60,8 @@ ROWS = {
     "utilisation": ("FLOP utilisation", "{:.1%}"),
     "peak_mb": ("peak memory", "{:,.0f} MB"),
     "step_mb": ("  of the step", "{:,.0f} MB"),
+    "state_mb": ("  held between steps", "{:,.0f} MB"),
+    "saved_mb": ("  saved for backward", "{:,.0f} MB"),
 }
 """Labels and formats of the figures that are printed."""
 REPEATS = {"train": 20, "sample": 10, "evaluate": 10}
@@ -69,15 +72,16 @@ def main() -> None:
     """Reads the command line, measures, prints a table, and writes JSON where asked to."""
     with exit_on_user_error():
         args = command_line().parse_args()
-        settings = read_settings(args)
         device = torch.device("cpu") if args.kind == "count" else pick_device(args.device)
+        settings = read_settings(args, device)
         prepare_result(args.json)
     if args.kind in ("data", "count"):
         (data if args.kind == "data" else count_step)(args, settings[0], device)
         return
     with exit_on_bad_image():
         if args.kind == "memory":
-            print_summary(args, device, [memory_of_step(setting, device) for setting in settings])
+            measure = counted_memory if args.counted else partial(memory_of_step, device=device)
+            print_summary(args, device, [measure(setting) for setting in settings])
         else:
             print_summary(args, device, speeds(args, settings, device))
 
@@ -106,6 +110,9 @@ def command_line() -> CommandLine:
             continue
         compared = "overrides to compare with, in turn, separated by commas; train.fast=false is the plain model"
         one.add_argument("--compare", metavar="OVERRIDES", help=compared)
+        if kind == "memory":
+            counted = "count on fake tensors instead of measuring, for models of any size"
+            one.add_argument("--counted", action="store_true", help=counted)
         if kind in REPEATS:
             one.add_argument("--repeats", type=int, default=REPEATS[kind], metavar="N", help="timed steps of a round")
             one.add_argument("--rounds", type=int, metavar="N", help="rounds; default: 4 with --compare, 1 without")
@@ -117,7 +124,7 @@ def command_line() -> CommandLine:
     return parser
 
 
-def read_settings(args: argparse.Namespace) -> list[Config]:
+def read_settings(args: argparse.Namespace, device: torch.device) -> list[Config]:
     """The one or two settings that are measured, or the preset of `data`; raises `ValueError` for what cannot be."""
     if args.kind == "data":
         if args.seconds < 1 or (args.made_up is not None and args.made_up < 1000):
@@ -135,10 +142,11 @@ def read_settings(args: argparse.Namespace) -> list[Config]:
     if getattr(args, "compare", None) is not None:
         overrides.append(args.overrides + re.split(r",(?=\w+\.)", args.compare))  # a list of blocks has commas too
     trains = args.kind in ("train", "memory", "count")
-    settings = [setting_of(load_config(args.hps, one), args.batch, trains) for one in overrides]
-    if args.kind == "count" and (precision := settings[0].train.precision) not in CARDS[args.card].flops:
-        card, takes = CARDS[args.card].title, ", ".join(CARDS[args.card].flops)
-        raise UserError(f"{card} does not compute in {precision}; set train.precision to one of {takes}")
+    card = CARDS[args.card] if args.kind == "count" else None
+    settings = [setting_of(load_config(args.hps, one), device, args.batch, trains, card) for one in overrides]
+    if card and (precision := settings[0].train.precision) not in card.flops:
+        takes = ", ".join(card.flops)
+        raise UserError(f"{card.title} does not compute in {precision}; set train.precision to one of {takes}")
     if len(settings) > 1 and settings[0] == settings[1]:
         raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     return settings
@@ -157,7 +165,9 @@ def speeds(args: argparse.Namespace, settings: Sequence[Config], device: torch.d
     return [one.speed(mine, rows, trains) for one, mine in zip(measured, seconds, strict=True)]
 
 
-def print_summary(args: argparse.Namespace, device: torch.device, figures: Sequence[Speed | StepMemory]) -> None:
+def print_summary(
+    args: argparse.Namespace, device: torch.device, figures: Sequence[Speed | StepMemory | CountedMemory]
+) -> None:
     """Prints a column for each setting and how the first compares, and writes all figures."""
     names = ["the library", f"the library with {args.compare}"][: len(figures)]
     threads = torch.get_num_threads()
@@ -206,7 +216,7 @@ def data(args: argparse.Namespace, config: Config, device: torch.device) -> None
             config = replace(config, data=make_up(config, args.made_up, Path(folder)))
         with get_context("forkserver").Pool(1) as pool:
             loader = pool.apply(measure_loader, (config, args.seconds))
-    measured = Measured(setting_of(config), training, device)
+    measured = Measured(setting_of(config, device), training, device)
     model = measured.setting.train.batch_size / statistics.median(measured.run(3))
     measured.process.shutdown()
 

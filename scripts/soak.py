@@ -219,7 +219,7 @@ def stall(folder: Path, kills: int, chance: random.Random) -> Figures:
     worst, beside Python code that never gives way.
     """
     config = load_config("cifar10", ["train.micro_batch=1"])
-    update = Update(VDVAE(config.model), config.train, World(0, 1, torch.device("cpu")))
+    update = Update(VDVAE(config.model), config.train.resolved(), World(0, 1, torch.device("cpu")))
     update(torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 0)  # now Adam has moments
     names = ("copy", "write", "write beside a thread that never waits", "longest pause of that thread")
     seconds: dict[str, list[float]] = {name: [] for name in names}

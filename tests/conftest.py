@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -45,7 +46,9 @@ def one_thread() -> None:
 
 @pytest.fixture
 def tiny() -> Config:
-    return load_config(str(TINY), [])
+    """`tiny.yaml` as it is on a CPU."""
+    config = load_config(str(TINY), [])
+    return replace(config, train=config.train.resolved())
 
 
 def random_model(config: ModelConfig, std: float = 0.3) -> VDVAE:

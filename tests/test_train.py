@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ import torch
 
 from tests.conftest import ROOT, TINY, Command, assert_refused, says
 from vdvae.config import load_config
+from vdvae.counting.memory import memory_of_step
 from vdvae.data.manifest import File, Manifest
 from vdvae.data.splits import Rule
 from vdvae.run import checkpoint
+from vdvae.run.auto import USABLE
 from vdvae.run.log import START
 
 TIMINGS = {"images_per_second"}
@@ -109,6 +112,55 @@ def test_changed_settings_are_told_and_logged(call: Command, tmp_path: Path) -> 
     assert [(line["kind"], line["step"]) for line in lines_of(tmp_path / "run")] == [
         *(("start", 0), ("train", 2), ("start", 2), ("start", 3), ("train", 4), ("start", 4)),
     ]
+
+
+AUTO = ["train.py", "--hps", TINY, "--run_dir", "run", "train.micro_batch=auto"]
+
+
+def test_what_the_hardware_decided_is_told_and_logged(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.yaml keeps the word, so that a run can go on with other hardware; where that changes its loss curve, it
+    says so.
+    """
+    first = call(*AUTO, "--max_steps", 2)
+    assert first.returncode == 0, first.stderr
+    says(first.stdout.splitlines()[0], "1 x cpu, fp32, micro-batches of 8, from the start")
+    written = load_config(str(tmp_path / "run/config.yaml")).train
+    assert (written.micro_batch, written.precision) == ("auto", "auto")
+    trained = checkpoint.read(tmp_path / "run/checkpoints/step-00000002.pt").config.train
+    assert (trained.micro_batch, trained.precision) == (8, "fp32")
+    same = call(*AUTO, "--max_steps", 3)
+    assert told_changes(same.stdout) == []
+
+    peak = memory_of_step(replace(load_config(str(TINY)), train=trained), 4).peak
+    monkeypatch.setattr("vdvae.run.auto.free_memory", lambda _device: int(peak / USABLE) + 1000)
+    monkeypatch.setattr("vdvae.run.auto.best_precision", lambda _device: "tf32")
+    monkeypatch.setattr("vdvae.run.auto.WORSE_FIRST", ("fp32", "tf32"))
+    elsewhere = call(*AUTO, "--max_steps", 4)
+    assert told_changes(elsewhere.stdout) == ["train.micro_batch 8 -> 4", "train.precision fp32 -> tf32"]
+    starts = [line["settings"] for line in lines_of(tmp_path / "run") if line["kind"] == START]
+    assert [start["train.micro_batch"] for start in starts] == [8, 8, 4]
+    assert [start["train.precision"] for start in starts] == ["fp32", "fp32", "tf32"]
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_written(
+    call: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vdvae.run.auto.free_memory", lambda _device: 100_000)
+    assert_refused(call(*AUTO), "one image GB memory train.micro_batch=1")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    assert call(*AUTO[:-1], "train.micro_batch=1", "--max_steps", 1).returncode == 0
+
+
+@pytest.mark.long
+def test_two_processes_choose_alike_and_one_goes_on(command: Command) -> None:
+    first = command(*AUTO, "--max_steps", 3, processes=2)
+    assert first.returncode == 0, first.stderr
+    says(first.stdout, "2 x cpu, fp32, micro-batches of 4, from the start")
+    again = command(*AUTO)
+    assert again.returncode == 0, again.stderr
+    assert told_changes(again.stdout) == ["train.micro_batch 4 -> 8"]
 
 
 def told_changes(out: str) -> list[str]:

@@ -12,11 +12,11 @@ from typing import Any
 
 from measuring.memory import MEGABYTE
 
-from checking.modes import half_precision
 from checking.parts import COUNTED
 from checking.setting import CheckFailedError, Figures, NotMeasuredError, Setting
 from vdvae.errors import one_line
 from vdvae.runtime.device import describe
+from vdvae.runtime.precision import best_precision
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 CARDS = {"H100": "h100", "A100": "a100", "V100": "v100", "RTX 4090": "rtx4090"}
@@ -53,7 +53,7 @@ def count(setting: Setting, card: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "count.json")
         asked = ["count", "--hps", setting.hps, "--batch", str(COUNTED), "--card", card, "--json", str(path)]
-        keys = [f"train.precision={half_precision(setting.device)}", f"train.micro_batch={COUNTED}"]
+        keys = [f"train.precision={best_precision(setting.device)}", f"train.micro_batch={COUNTED}"]
         command = [sys.executable, str(BENCHMARK), *asked, *keys]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:

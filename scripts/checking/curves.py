@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checking.modes import half_precision, overrides
+from checking.modes import overrides
 from checking.setting import DEMO, CheckFailedError, Figures, Setting
 from checking.trajectory import demo_batches, travel
 from vdvae.config import load_config
 from vdvae.errors import one_line
+from vdvae.runtime.precision import best_precision
 from vdvae.runtime.processes import World
 
 LAST = 20
@@ -55,7 +56,7 @@ def check(setting: Setting) -> Iterator[Figures]:
 
 def options(device: torch.device) -> dict[str, list[str]]:
     """Overrides of each curve; the first is what the others are compared with."""
-    half = half_precision(device) if device.type == "cuda" else "bf16"
+    half = best_precision(device) if device.type == "cuda" else "bf16"
     eager, both = overrides("eager", device), overrides("both" if device.type == "cuda" else "recorded", device)
     both_told = "recorded and compiled" if device.type == "cuda" else "recorded"
     found = {

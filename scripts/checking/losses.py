@@ -45,7 +45,7 @@ def images_of(config: Config, name: str, count: int) -> Tensor:
     """Images of the demo, or random ones for a preset whose set is not here; uint8 [B, C, H, W] on the CPU."""
     if name == "demo":
         return first_images(load_splits(config.data, config.model).test, count, CPU)
-    return random_images(setting_of(config, count), CPU)
+    return random_images(setting_of(config, CPU, count), CPU)
 
 
 def compare(config: Config, images: Tensor, device: torch.device) -> Figures:

@@ -19,10 +19,3 @@ def overrides(mode: str, device: torch.device) -> list[str]:
         "replay": records and not on_gpu,
     }
     return [f"train.{name}={str(value).lower()}" for name, value in switches.items()]
-
-
-def half_precision(device: torch.device) -> str:
-    """bf16 where the device computes in it, otherwise fp16; fp32 on a CPU."""
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

@@ -11,11 +11,12 @@ from measuring.memory import MEGABYTE, peak_mb
 from measuring.speed import STEPS_AHEAD, begin, timed
 from measuring.work import setting_of, training
 
-from checking.modes import half_precision, overrides
+from checking.modes import overrides
 from checking.setting import Figures, Setting
 from checking.trace import Trace, trace_of
 from vdvae.config import load_config
 from vdvae.runtime.device import now
+from vdvae.runtime.precision import best_precision
 
 SECONDS = 6.0
 """The time for which steps are measured, after the first few."""
@@ -27,8 +28,8 @@ def check(setting: Setting, batch: int, mode: str, profiled: bool) -> Iterator[F
     """
     device, on_gpu = setting.device, setting.on_gpu
     batch = batch if on_gpu else 2
-    keys = [f"train.precision={half_precision(device)}", f"train.batch_size={batch}", f"train.micro_batch={batch}"]
-    config = setting_of(load_config(setting.hps, [*keys, *overrides(mode, device)]), batch)
+    keys = [f"train.precision={best_precision(device)}", f"train.batch_size={batch}", f"train.micro_batch={batch}"]
+    config = setting_of(load_config(setting.hps, [*keys, *overrides(mode, device)]), device, batch)
     config = replace(config, train=replace(config.train, micro_batch=batch))
     yield {"batch": batch, "mode": mode, "precision": config.train.precision}
 

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from measuring.planned import can_plan, planned
 from vdvae import fast
 from vdvae.config import Config
 from vdvae.counting.cards import BANDWIDTH_SHARE, CONVOLUTION_SHARE, GIB, LAUNCH_SECONDS, PRODUCT_SHARE, Card
 from vdvae.counting.cost import Cost
+from vdvae.counting.memory import FakeTensors
 from vdvae.counting.tally import Item, Tally
 from vdvae.model.vdvae import VDVAE
 from vdvae.runtime.noise import Purpose, generator
@@ -212,7 +212,7 @@ def _count(
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # which copying a model does
         if compiled:
             stack.enter_context(planned(tally))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(FakeTensors(allow_non_fake_inputs=True))
         stack.enter_context(tally)  # inside, so that it sees what fake tensors are asked to do
         work = prepare(step)
         step.begin()

@@ -14,6 +14,7 @@ import torch
 
 from measuring.work import new_model, training
 from vdvae.config import Config
+from vdvae.counting import memory as counting
 from vdvae.errors import UserError
 from vdvae.runtime.device import now
 
@@ -29,6 +30,23 @@ class StepMemory:
     """Above what there was before the model was built: all that training takes."""
     step_mb: float
     """Above what there was when model, EMA, gradient and optimiser were built: Adam's moments, activations."""
+
+
+@dataclass(frozen=True)
+class CountedMemory:
+    """What a training step holds by the count, in MB of 2**20 bytes; see `vdvae.counting.memory.StepBytes`."""
+
+    batch: int
+    peak_mb: float
+    state_mb: float
+    saved_mb: float
+
+
+def counted_memory(setting: Config) -> CountedMemory:
+    """Memory of an update, counted on fake tensors: any model fits."""
+    counted = counting.memory_of_step(setting, setting.train.batch_size)
+    megabytes = (n / MEGABYTE for n in (counted.peak, counted.state, counted.saved))
+    return CountedMemory(setting.train.batch_size, *megabytes)
 
 
 def memory_of_step(setting: Config, device: torch.device) -> StepMemory:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from vdvae import fast
 from vdvae.config import Config
+from vdvae.counting.cards import Card
 from vdvae.data.loader import to_device
 from vdvae.evaluation.grids import sample_grid
 from vdvae.model.vdvae import VDVAE
+from vdvae.run.auto import resolve, resolve_for_card
 from vdvae.runtime.noise import Purpose, generator
 from vdvae.runtime.precision import autocast, set_matmul_precision
 from vdvae.runtime.processes import World
@@ -27,21 +29,32 @@ Prepare = Callable[[Config, VDVAE], Work]
 """Makes the work of a setting, see `setting_of`, on its model."""
 
 
-def setting_of(config: Config, batch: int | None = None, trains: bool = True) -> Config:
-    """A preset with what is then in force: its `train.batch_size` is the images of one step, without micro-batches, and
-    no update is skipped, or it would have less to do.
+def setting_of(
+    config: Config, device: torch.device, batch: int | None = None, trains: bool = True, card: Card | None = None
+) -> Config:
+    """A preset with what is then in force: its `train.batch_size` is the images of one step, without micro-batches, no
+    update is skipped, or it would have less to do, and in the place of "auto" stands what a run on this device has.
 
     Args:
         config: of the preset and overrides.
+        device: what it is measured on.
         batch: images of one step; the preset's micro-batch if None, or its whole batch where it has none.
         trains: if not, the work is in fp32 and not compiled, as in evaluate.py and sample.py.
+
+        card: the GPU that it is counted for, in the place of the device.
 
     Raises:
         ValueError: no such batch can be.
     """
-    batch = batch or config.train.micro_batch or config.train.batch_size
-    train = replace(config.train, batch_size=batch, micro_batch=None, skip_threshold=math.inf)
-    return replace(config, train=train if trains else replace(train, precision="fp32", compile=False))
+    train = config.train
+    if batch is not None:
+        train = replace(train, batch_size=batch, micro_batch=None)
+    if not trains:
+        train = replace(train, precision="fp32", compile=False, recompute_from=None)
+    config = replace(config, train=train)
+    train = (resolve_for_card(config, card) if card else resolve(config, World(0, 1, device))).train
+    images = train.images_at_once(train.batch_size)
+    return replace(config, train=replace(train, batch_size=images, micro_batch=None, skip_threshold=math.inf))
 
 
 def new_model(setting: Config, device: torch.device) -> VDVAE:

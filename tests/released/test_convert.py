@@ -213,7 +213,7 @@ def test_an_update_later(released: ReleasedSet, colour: Path, config: Config, tm
     found = checkpoint.read_newest(run_dir / "checkpoints")
     assert found is not None
     torch.manual_seed(1)
-    update = Update(VDVAE(config.model), config.train, CPU)
+    update = Update(VDVAE(config.model), config.train.resolved(), CPU)
     update.load_state_dict(found.state)
     for parameter, state in zip(update.model.parameters(), adam_state(update), strict=True):
         assert parameter.stride() == state["exp_avg"].stride() == state["exp_avg_sq"].stride()
@@ -244,7 +244,7 @@ def test_an_update_later(released: ReleasedSet, colour: Path, config: Config, tm
 
 def _gradient(released: ReleasedSet, config: Config, images: Tensor) -> Tensor:
     """The gradient of `decoder.gain`, as the update at step 1000 sees it, by its own arithmetic without moments."""
-    update = Update(VDVAE(config.model), config.train, CPU)
+    update = Update(VDVAE(config.model), config.train.resolved(), CPU)
     update.model.load_state_dict({name.removeprefix("module."): t for name, t in load(released.model).items()})
     update(images, 1000)
     return adam_state(update)[list(load(released.ema)).index("decoder.gain")]["exp_avg"] / 0.1
@@ -424,7 +424,7 @@ def test_a_full_disk_leaves_nothing_behind(
 def test_exports_that_are_refused(released: ReleasedSet, colour: Path, config: Config, tmp_path: Path) -> None:
     run_dir = taken_over(released, colour)
     (tmp_path / "taken-opt.th").touch()
-    fresh = Update(VDVAE(config.model), config.train, CPU)
+    fresh = Update(VDVAE(config.model), config.train.resolved(), CPU)
     no_moments = checkpoint.save(tmp_path / "none", 0, config, fresh.state_dict())
     narrow = load_config(str(colour), ["model.custom_width_str=32:4"])
     narrow_path = checkpoint.save(tmp_path / "narrow", 1, narrow, {})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,21 +68,50 @@ def test_what_changed(
 ) -> None:
     """Beside config.yaml, or else the last start of the log; of a new run nothing."""
     directory, config = RunDirectory(tmp_path), with_absolute_root(load_config(str(TINY), now))
-    assert changed_settings(directory, config) == {}
+    assert changed_settings(directory, config, resolved(config)) == {}
     directory.create(load_config(str(TINY), in_file))
     if logged is not None:
         log = RunLog(directory, VDVAE(config.model), 0, writes=True)
         log.start(0, config, {}, torch.device("cpu"))
-        log.start(0, with_absolute_root(load_config(str(TINY), logged)), {}, torch.device("cpu"))
+        log.start(0, resolved(with_absolute_root(load_config(str(TINY), logged))), {}, torch.device("cpu"))
         log.close()
-    assert changed_settings(directory, config) == changes
+    assert changed_settings(directory, config, resolved(config)) == changes
+
+
+def resolved(config: Config, **values: Any) -> Config:
+    return replace(config, train=config.train.resolved(**values))
+
+
+@pytest.mark.parametrize(
+    ("in_file", "logged", "now", "comes_to", "changes"),
+    [
+        ("auto", 8, "auto", 8, {}),
+        ("auto", 8, "auto", 32, {"train.micro_batch": (8, 32)}),  # on other hardware
+        ("auto", 8, "8", 8, {}),
+        ("auto", 8, "4", 4, {"train.micro_batch": (8, 4)}),
+        ("8", 8, "auto", 8, {}),
+        ("8", 8, "auto", 32, {"train.micro_batch": (8, 32)}),
+        ("auto", None, "auto", 32, {}),  # never trained with
+    ],
+)
+def test_what_auto_came_to_is_compared(
+    in_file: str, logged: int | None, now: str, comes_to: int, changes: object, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path)
+    configs = [with_absolute_root(load_config(str(TINY), [f"train.micro_batch={n}"])) for n in (in_file, now)]
+    directory.create(configs[0])
+    if logged is not None:
+        log = RunLog(directory, VDVAE(configs[0].model), 0, writes=True)
+        log.start(0, resolved(configs[0], micro_batch=logged), {}, torch.device("cpu"))
+        log.close()
+    assert changed_settings(directory, configs[1], resolved(configs[1], micro_batch=comes_to)) == changes
 
 
 @pytest.mark.parametrize("settings", [None, [1], {"train.lr": 1e-3, "train.gone": 3}])
 def test_a_start_of_another_version(settings: object, tiny: Config, tmp_path: Path) -> None:
     RunDirectory(tmp_path).create(tiny)
     (tmp_path / "metrics.jsonl").write_text(line("start", 0, settings=settings))
-    assert changed_settings(RunDirectory(tmp_path), with_absolute_root(tiny)) == {}
+    assert changed_settings(RunDirectory(tmp_path), *[with_absolute_root(tiny)] * 2) == {}
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def stored(update: Update) -> list[Tensor]:
 def train(world: World, disturbed: bool) -> float:
     """The mean loss of the last updates; asserts that faults change nothing, in either process."""
     torch.manual_seed(0)
-    update = Update(VDVAE(CONFIG.model), CONFIG.train, world)
+    update = Update(VDVAE(CONFIG.model), CONFIG.train.resolved(), world)
     images = load_splits(CONFIG.data, CONFIG.model).train
     order = BatchOrder(len(images), CONFIG.train.batch_size, seed=0)
     skipped = nonfinite = 0

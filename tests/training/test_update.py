@@ -20,6 +20,7 @@ from vdvae.training.optimizer import learning_rate
 from vdvae.training.update import Update
 
 CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
 ALONE = World(0, 1, CPU)
 
 
@@ -153,6 +154,30 @@ def test_fp16_loss_scale_halves_on_overflow_and_leaves_the_step_alone(tiny: Conf
         scaled(random_images(), step)
     for a, b in zip(plain.model.parameters(), scaled.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_that_goes_on_in_another_precision_has_its_loss_scale(tiny: Config) -> None:
+    """As on another GPU, with `train.precision: auto`; with the same one it goes on where it was."""
+    scales = {name: make_update(tiny, precision=name).loss_scale for name in ("bf16", "fp16")}
+    before = {name: {key: value.clone() for key, value in scale.state_dict().items()} for name, scale in scales.items()}
+    for scale in scales.values():
+        scale.update(torch.tensor(False))
+        scale.update(torch.tensor(True))
+    halved = {key: value.clone() for key, value in scales["fp16"].state_dict().items()}
+    assert [value.item() for value in halved.values()] == [2**15, 1]
+    for name in scales:
+        fresh = make_update(tiny, precision=name).loss_scale
+        fresh.load_state_dict(before["bf16"] if name == "fp16" else halved)
+        assert fresh.state_dict() == before[name]
+    fresh = make_update(tiny, precision="fp16").loss_scale
+    fresh.load_state_dict(halved)
+    assert fresh.state_dict() == halved
+
+
+def test_what_is_left_to_the_hardware_must_be_resolved(tiny: Config) -> None:
+    for key in ("precision", "micro_batch", "recompute_from"):
+        with refuses(f"train.{key} auto vdvae.run.auto"):
+            make_update(tiny, **{key: "auto"})
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -294,9 +319,9 @@ def test_replayed_steps_are_those_of_python(tiny: Config, settings: dict[str, ob
 @pytest.mark.parametrize("key", ["cuda_graph", "compress_gradients"])
 def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
     config = replace(tiny.train, **{key: True})  # type: ignore[arg-type]
-    config.check_device("cuda")
+    config.check_device(CUDA)
     with refuses(f"train.{key} cpu train.{key}=false"):
-        config.check_device("cpu")
+        config.check_device(CPU)
 
 
 def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +329,7 @@ def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pyte
     config = replace(tiny.train, compile=True)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    config.check_device("cuda")
-    replace(config, fast=False).check_device("cpu")  # where it has no effect
+    config.check_device(CUDA)
+    replace(config, fast=False).check_device(CPU)  # where it has no effect
     with refuses("train.compile C++ compiler CXX train.compile=false"):
-        config.check_device("cpu")
+        config.check_device(CPU)

@@ -6,11 +6,14 @@ import math
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from vdvae.model.config import ModelConfig
-from vdvae.runtime.precision import Precision
+from vdvae.runtime.device import describe
+from vdvae.runtime.precision import Precision, has_bf16
 
 Variant = Literal["original", "newer"]
 """The two down-samplings of ImageNet."""
@@ -61,8 +64,10 @@ class TrainConfig:
     skip_threshold: float | Literal["auto"]
     """Updates whose gradient norm is this or more are skipped (paper Section 4, Figure 6); "auto" finds a number by
     itself, see `SkipThreshold`."""
-    micro_batch: int | None = None
-    """The most images one device takes at once; gradients accumulate over the rest."""
+    micro_batch: int | Literal["auto"] | None = None
+    """The most images one device takes at once; gradients accumulate over the rest. None is the device's whole share of
+    the batch; "auto" is as many of it as fit, see `vdvae.run.auto`. Noise belongs to the place of a micro-batch's first
+    image in the global batch: with others, the same seed has another, equally good loss curve."""
     weight_decay: float = 0.0
     """Decoupled weight decay, as in AdamW."""
     beta1: float = 0.9
@@ -91,15 +96,18 @@ class TrainConfig:
     """Images per batch when the NLL is measured."""
     grid_columns: int = 8
     """Images in a row of the sample and reconstruction grids; fewer where these have more than a million pixels."""
-    precision: Precision = "fp32"
+    precision: Precision | Literal["auto"] = "auto"
+    """How convolutions and matrix products multiply while training; evaluation is in fp32. "auto" is bf16 on GPUs that
+    have it, fp16 on others, and fp32 on CPUs."""
     bf16_states: bool = False
     """Whether the states that blocks add to are in bf16 too, for less traffic; they are in fp32 otherwise. With
     train.precision=bf16 only."""
     compile: bool = False
     """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay."""
-    recompute_from: int | None = None
+    recompute_from: int | Literal["auto"] | None = None
     """Activation checkpointing: blocks of this resolution and above keep only their inputs, and the backward pass runs
-    them again. About 40 % more arithmetic for less than half of the memory."""
+    them again. About 40 % more arithmetic for less than half of the memory. "auto" is None where a micro-batch, or with
+    `micro_batch: auto` a single image, fits without; see `vdvae.run.auto`."""
     fast: bool = True
     """Whether everything of `vdvae.fast` is used. False is the plain model with a plain step, to read, to debug and to
     compare with: `compile`, `recompute_from`, `replay` and `cuda_graph` have no effect then."""
@@ -120,7 +128,7 @@ class TrainConfig:
         whole += ["keep_last", "eval_batch", "grid_columns", "max_skip_streak"]
         for key in (*whole, "micro_batch", "keep_every", "recompute_from"):
             value = getattr(self, key)
-            if value is not None and value < 1:
+            if value not in (None, "auto") and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, not {value}")
         for key in ("lr", "grad_clip", "skip_threshold", "timeout_minutes"):
             value = getattr(self, key)
@@ -139,15 +147,41 @@ class TrainConfig:
             if not 0 <= getattr(self, key) < 1:
                 raise ValueError(f"train.{key} must be from 0 to below 1, not {getattr(self, key)}")
 
-        if self.bf16_states and self.precision != "bf16":
+        if self.bf16_states and self.precision not in ("bf16", "auto"):
             raise ValueError(f"train.bf16_states needs train.precision=bf16, not {self.precision}")
 
-    def check_device(self, device_type: str) -> None:
+    def resolved(
+        self, precision: Precision = "fp32", micro_batch: int | None = None, recompute_from: int | None = None
+    ) -> TrainConfig:
+        """The same, with these values for each "auto" that depends on the hardware, as an `Update` needs it.
+
+        The defaults suit whoever makes one for its state alone.
+        """
+        given = {"precision": precision, "micro_batch": micro_batch, "recompute_from": recompute_from}
+        return replace(self, **{key: given[key] for key in self.left_to_hardware()})  # type: ignore[arg-type]
+
+    def images_at_once(self, share: int) -> int:
+        """The most images of a process's share of the batch that its device takes at once."""
+        assert self.micro_batch != "auto", "resolved before"
+        return self.micro_batch or share
+
+    def left_to_hardware(self) -> list[str]:
+        """The keys whose "auto" depends on the hardware."""
+        return [key for key in ("precision", "micro_batch", "recompute_from") if getattr(self, key) == "auto"]
+
+    def check_device(self, device: torch.device) -> None:
         """Refuses what this device cannot do.
 
         Raises:
-            ValueError: it asks for what only CUDA devices do, or for a compiler that is not there.
+            ValueError: it asks for what only CUDA devices do, or newer ones than this, or for a compiler that is not
+                there.
         """
+        device_type = device.type
+        if self.precision == "bf16" and device_type == "cuda" and not has_bf16(device):
+            raise ValueError(
+                f"train.precision=bf16 needs a GPU of compute capability 8.0 or more, unlike {describe(device)}; "
+                "set train.precision=fp16, or auto"
+            )
         if self.compress_gradients and device_type != "cuda":
             raise ValueError(
                 f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"

@@ -80,7 +80,7 @@ def import_released(prefix: str, run_dir: Path, hps: str | None = None, override
             f"train.max_steps={step} or more"
         )
     model = VDVAE(config.model)
-    update = Update(model, config.train, World(0, 1, torch.device("cpu")))
+    update = Update(model, config.train.resolved(), World(0, 1, torch.device("cpu")))
     model.load_state_dict(weights)
     update.ema.model.load_state_dict(ema_weights)
     _load_adam(update, adam)

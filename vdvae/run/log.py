@@ -29,6 +29,8 @@ from vdvae.training.metrics import Report
 
 START = "start"
 """The kind of line that a process writes when it begins: where from, with what, on what."""
+AUTO = "auto"
+"""The word in config.yaml for what the log has the value of."""
 Changes = dict[str, tuple[Any, Any]]
 """`section.key` -> the value that a run had, and the one that it goes on with."""
 
@@ -58,8 +60,8 @@ class RunLog:
                 self.board = SummaryWriter(str(directory.path), purge_step=step + 1)
 
     def start(self, step: int, config: Config, changed: Changes, device: torch.device) -> None:
-        """Logs that training begins after `step` updates: on what, see `results.made_on`, with which settings, and
-        which of them changed, see `changed_settings`.
+        """Logs that training begins after `step` updates: on what, see `results.made_on`, with which settings, in the
+        place of "auto" what it came to, and which of them changed, see `changed_settings`.
         """
         if self.metrics:
             self._line(START, step, {**made_on(device), "changed": changed, "settings": _as_json(config)})
@@ -178,18 +180,28 @@ def read_log(directory: RunDirectory) -> list[dict[str, Any]]:
     return sorted(entries.values(), key=lambda entry: entry["step"])
 
 
-def changed_settings(directory: RunDirectory, config: Config) -> Changes:
+def begin(directory: RunDirectory, config: Config, resolved: Config) -> Changes:
+    """Writes the configuration of a run that begins or goes on; returns what has changed, see `changed_settings`."""
+    changed = changed_settings(directory, config, resolved)
+    directory.create(config)
+    return changed
+
+
+def changed_settings(directory: RunDirectory, config: Config, resolved: Config) -> Changes:
     """The settings that differ from those in a run's config.yaml, or else from those that its last start logged: a
-    process may be killed between writing the one and the other. None for a run that is new.
+    process may be killed between writing the one and the other, and "auto" may have come to something else. None for a
+    run that is new.
 
     Args:
         directory: of the run.
         config: what it goes on with, see `with_absolute_root`; a relative data.root in config.yaml, as it was written
             until November 2026, is taken to begin in this directory.
+        resolved: the same without "auto", see `vdvae.run.auto`.
     """
     if not directory.config_file.is_file():
         return {}
-    now, before = _as_json(config), _as_json(with_absolute_root(load_config(str(directory.config_file), [])))
+    asked, now = _as_json(config), _as_json(resolved)
+    before = _as_json(with_absolute_root(load_config(str(directory.config_file), [])))
     logged: dict[str, Any] = {}
     if directory.metrics_file.is_file():
         starts = [entry for _, entry in _undamaged(directory.metrics_file, tells=False) if entry["kind"] == START]
@@ -197,7 +209,7 @@ def changed_settings(directory: RunDirectory, config: Config) -> Changes:
         logged = found if isinstance(found, dict) else {}
     changed = {}
     for key, value in now.items():
-        old = before[key] if before[key] != value else logged.get(key, value)
+        old = logged.get(key, value) if before[key] in (asked[key], value, AUTO) else before[key]
         if old != value:
             changed[key] = (old, value)
     return changed

@@ -58,20 +58,31 @@ def available_cores(root: Path = Path("/")) -> int:
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     """The CPU time, in cores, that this process's control group may take, and each one above it that has a limit."""
+    for group, version in control_groups("cpu", root):
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if version == 1 else ("cpu.max",)
+        with suppress(OSError, ValueError):  # no limit is `max`, or -1
+            quota, period = (float(n) for name in names for n in (group / name).read_text().split())
+            if quota > 0 and period > 0:
+                yield quota / period
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """The folders of this process's control groups, where limits may stand, from the outermost on, each with the
+    version of its files, 1 or 2; some may not be there.
+
+    Args:
+        controller: what is limited, `cpu` or `memory`.
+        root: the folder of /proc and /sys.
+    """
     file = root / "proc/self/cgroup"
     for line in file.read_text().splitlines() if file.is_file() else ():
         _, controllers, place = line.split(":", 2)  # version 2 names no controllers
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
         parts = [part for part in place.split("/") if part not in ("", "..")]  # .. leads out of a container
-        for mount in (controllers, "cpu") if controllers else ("", "unified"):
+        for mount in (controllers, controller) if controllers else ("", "unified"):
             for depth in range(len(parts) + 1):  # the host's path may not be there in a container
-                group = root.joinpath("sys/fs/cgroup", mount, *parts[:depth])
-                with suppress(OSError, ValueError):  # no limit is `max`, or -1
-                    quota, period = (float(n) for name in names for n in (group / name).read_text().split())
-                    if quota > 0 and period > 0:
-                        yield quota / period
+                yield root.joinpath("sys/fs/cgroup", mount, *parts[:depth]), 1 if controllers else 2
 
 
 def now(device: torch.device) -> float:

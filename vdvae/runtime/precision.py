@@ -13,6 +13,19 @@ PRECISIONS = get_args(Precision)
 AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether a CUDA device multiplies in bf16; on older ones PyTorch would emulate it, slowly."""
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def best_precision(device: torch.device) -> Precision:
+    """bf16 on a GPU that has it, fp16 on another, fp32 on a CPU, where few have anything faster."""
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if has_bf16(device) else "fp16"
+
+
 def set_matmul_precision(precision: str) -> None:
     """Lets CUDA convolutions and matrix products round to tf32, or not; PyTorch's default for convolutions is yes."""
     _set("high" if precision == "tf32" else "highest", precision == "tf32")

@@ -46,6 +46,14 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def smallest(self, number: int) -> int:
+        """The smallest of a whole number that each process has."""
+        if self.size == 1:
+            return number
+        smallest = torch.tensor(number, device=self.device)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
+
     def broadcast(self, value: Any) -> Any:
         """Gives every process the `value` of the main process: nested dictionaries, lists and tuples of tensors
         and plain values. The others' own `value` does not matter; they get tensors on their devices.

@@ -39,6 +39,10 @@ class LossScale:
         return {"loss_scale": self.value, "good_updates": self.good_updates}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state_dict`, from any dictionary that has its keys."""
+        """The inverse of `state_dict`, from any dictionary that has its keys. Between fp16 and another precision, on
+        which a run may go on with other hardware, each begins anew: the others' factor is 1.
+        """
+        if self.adapts != bool(state["loss_scale"] != 1):
+            return
         self.value.copy_(state["loss_scale"])
         self.good_updates.copy_(state["good_updates"])

@@ -36,6 +36,8 @@ class Update:
     """
 
     def __init__(self, model: VDVAE, config: TrainConfig, world: World) -> None:
+        if left := config.left_to_hardware():
+            raise ValueError(f"train.{left[0]} is auto, which must be resolved before: see vdvae.run.auto.resolve")
         set_matmul_precision(config.precision)
         self.model = model
         self.config = config
@@ -64,7 +66,7 @@ class Update:
         The noise of a micro-batch is a function of its place in the global batch, not of the process: where the
         micro-batches are the same ones, the loss is that of any number of processes.
         """
-        pieces = -(-len(images) // (self.config.micro_batch or len(images)))
+        pieces = -(-len(images) // self.config.images_at_once(len(images)))
         first = self.world.rank * len(images)
         self.gradient.zero_()
         if self.low:
@@ -112,7 +114,7 @@ class Update:
             fast.compile_blocks(self.model)
         if self.config.bf16_states:
             fast.keep_states_in(self.model, torch.bfloat16)
-        if self.config.recompute_from is not None:
+        if isinstance(self.config.recompute_from, int):
             fast.checkpoint_blocks(self.model, self.config.recompute_from)
         found, changed = [self.loss_scale.value], [self.gradient, self.metrics.losses]
         if self.config.precision in AUTOCAST_TYPES:

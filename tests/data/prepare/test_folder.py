@@ -76,7 +76,7 @@ def test_from_a_folder_to_a_training_step(tmp_path: Path, prepare: Prepare) -> N
     assert config.model.dec_blocks == "1x1,5m1,5x3,10m5,10x6,20m10,20x12"
 
     config, splits = opened(tmp_path, *tiny_model(20, 1), "train.batch_size=4")
-    update = Update(VDVAE(config.model), config.train, ALONE)
+    update = Update(VDVAE(config.model), config.train.resolved(), ALONE)
     update(next(training_batches(splits.train, BatchOrder(len(splits.train), 4, 0), 0, ALONE, config.data)), 0)
     report = update.report()
     assert (report.skipped, math.isfinite(report.grad_norm_mean)) == (0, True)

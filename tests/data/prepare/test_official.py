@@ -77,7 +77,7 @@ def test_from_the_archive_to_a_training_step(layout: str, tmp_path: Path, prepar
     batches = training_batches(splits.train, BatchOrder(len(splits.train), 2, 0), 0, ALONE, config.data)
     model = VDVAE(config.model)
     before = [p.detach().clone() for p in model.parameters()]
-    update = Update(model, config.train, ALONE)
+    update = Update(model, config.train.resolved(), ALONE)
     update(next(batches), 0)
     assert update.report().skipped == 0
     assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

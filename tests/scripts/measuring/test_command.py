@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, Command, assert_refused, says
+from vdvae.config import load_config
+from vdvae.counting.memory import memory_of_step
 
 SPEED = {"images_per_second", "milliseconds_per_step", "milliseconds_quartiles", "first_step_seconds"}
 ABOUT = {"hps", "overrides", "setting", "batch", "hardware", "torch", "threads"}
@@ -59,6 +61,19 @@ def test_memory(call: Command, tmp_path: Path) -> None:
     assert 0 < told["step_mb"] <= told["peak_mb"]
     assert told["ratio"] == told["peak_mb"] / told["compared"]["peak_mb"]
     assert "peak memory" in result.stdout
+
+
+def test_counted_memory(call: Command, tmp_path: Path) -> None:
+    """In MB, whatever this machine has."""
+    arguments = ["memory", "--hps", TINY, "--counted", "--batch", 1_000_000, "--json", "memory.json"]
+    result = call("scripts/benchmark.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    told = json.loads((tmp_path / "memory.json").read_text())
+    config = load_config(str(TINY), ["train.precision=fp32"])
+    counted = memory_of_step(config, 1_000_000)
+    assert (told["peak_mb"], told["saved_mb"]) == (counted.peak / 2**20, counted.saved / 2**20)
+    assert told["peak_mb"] > 500_000 > 1 > told["state_mb"]
+    says(result.stdout, f"{told['peak_mb']:,.0f} MB")
 
 
 def test_data(call: Command, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from measuring.count import Counted, best_of, count_samples, count_update
 from measuring.flops import flops_per_image
 from measuring.planned import can_plan
@@ -15,6 +16,7 @@ from vdvae.config import Config, load_config
 from vdvae.counting.cards import CARDS
 from vdvae.model.vdvae import VDVAE
 
+CPU = torch.device("cpu")
 H100 = CARDS["h100"]
 MOST: dict[str, dict[str, float]] = {
     "eager": {
@@ -36,7 +38,7 @@ MOST: dict[str, dict[str, float]] = {
 
 
 def of_32(way: str) -> Counted:
-    config = setting_of(load_config("imagenet32", ["train.precision=bf16"]), 32)
+    config = setting_of(load_config("imagenet32", ["train.precision=bf16"]), CPU, 32)
     return count_update(config, H100, compiled=way == "compiled")
 
 
@@ -60,7 +62,7 @@ def with_train(config: Config, **values: Any) -> Config:
 
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_what_is_known_of_a_step(is_fast: bool, tiny: Config) -> None:
-    counted = count_update(setting_of(with_train(tiny, fast=is_fast)), H100, compiled=False)
+    counted = count_update(setting_of(with_train(tiny, fast=is_fast), CPU), H100, compiled=False)
     assert counted.flops_per_image == flops_per_image(tiny.model)
     numbers = sum(parameter.numel() for parameter in VDVAE(tiny.model).parameters())
     assert numbers <= counted.all_reduce_bytes / 4 < 1.2 * numbers
@@ -73,7 +75,7 @@ def test_what_is_known_of_a_step(is_fast: bool, tiny: Config) -> None:
 def test_half_of_the_bits(tiny: Config) -> None:
     """bf16 saves smaller activations, by the same arithmetic."""
     full, half = (
-        count_update(setting_of(with_train(tiny, precision=precision)), H100, compiled=False)
+        count_update(setting_of(with_train(tiny, precision=precision), CPU), H100, compiled=False)
         for precision in ("fp32", "bf16")
     )
     assert half.saved_bytes_per_image < full.saved_bytes_per_image
@@ -82,7 +84,8 @@ def test_half_of_the_bits(tiny: Config) -> None:
 
 def test_checkpointing_saves_less_and_computes_more(tiny: Config) -> None:
     plain, checkpointed = (
-        count_update(setting_of(with_train(tiny, recompute_from=start)), H100, compiled=False) for start in (None, 7)
+        count_update(setting_of(with_train(tiny, recompute_from=start), CPU), H100, compiled=False)
+        for start in (None, 7)
     )
     assert checkpointed.saved_bytes_per_image < 0.8 * plain.saved_bytes_per_image
     assert checkpointed.flops_per_image > 1.1 * plain.flops_per_image
@@ -90,7 +93,7 @@ def test_checkpointing_saves_less_and_computes_more(tiny: Config) -> None:
 
 def test_samples(tiny: Config) -> None:
     """Less than a forward pass: there is no encoder."""
-    counted = count_samples(setting_of(tiny), H100)
+    counted = count_samples(setting_of(tiny, CPU), H100)
     assert set(counted.parts) == {"forward"}
     assert 0 < counted.flops_per_image < flops_per_image(tiny.model, backward=False)
     assert (counted.saved_bytes_per_image, counted.all_reduce_bytes) == (0, 0)
@@ -99,7 +102,7 @@ def test_samples(tiny: Config) -> None:
 @pytest.mark.long
 @pytest.mark.skipif(not can_plan(), reason="this PyTorch's compiler cannot be asked for its plan")
 def test_a_compiled_step_does_the_same_with_less(tiny: Config) -> None:
-    eager, compiled = (count_update(setting_of(tiny), H100, compiled=way) for way in (False, True))
+    eager, compiled = (count_update(setting_of(tiny, CPU), H100, compiled=way) for way in (False, True))
     assert compiled.flops_per_image == eager.flops_per_image
     assert compiled.all_reduce_bytes == eager.all_reduce_bytes
     assert compiled.launches < eager.launches

@@ -56,14 +56,14 @@ def test_settings_take_turns() -> None:
 
 def test_no_step_has_its_number_twice(tiny: Config) -> None:
     numbers: list[int] = []
-    assert begin(setting_of(with_train(tiny, fast=False)), lambda setting, model: numbers.append, CPU) >= 0
+    assert begin(setting_of(with_train(tiny, fast=False), CPU), lambda setting, model: numbers.append, CPU) >= 0
     assert len(timed(range(1, 4), CPU)) == 3
     assert numbers == [0, 1, 2, 3]
 
 
 def test_figures_follow_from_the_seconds(tiny: Config) -> None:
     """By the median, of whole grids too."""
-    measured = Measured(setting_of(tiny), evaluation, CPU)
+    measured = Measured(setting_of(tiny, CPU), evaluation, CPU)
     assert len(measured.run(2)) == 2
     assert measured.steps == 3
     speed = measured.speed([1.0, 3.0, 2.0], rows=4, trains=False)
@@ -80,10 +80,10 @@ def with_train(config: Config, **values: Any) -> Config:
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_a_training_step_is_an_update(is_fast: bool, tiny: Config) -> None:
     """None is skipped, or it would have less to do; fast and plain ones begin with the same weights."""
-    setting = setting_of(with_train(tiny, fast=is_fast, skip_threshold=1e-9))
+    setting = setting_of(with_train(tiny, fast=is_fast, skip_threshold=1e-9), CPU)
     model = new_model(setting, CPU)
     start = [parameter.detach().clone() for parameter in model.parameters()]
-    for old, new in zip(start, new_model(setting_of(tiny), CPU).parameters(), strict=True):
+    for old, new in zip(start, new_model(setting_of(tiny, CPU), CPU).parameters(), strict=True):
         assert torch.equal(old, new)
     training(setting, model)(0)
     assert any(not torch.equal(old, new) for old, new in zip(start, model.parameters(), strict=True))
@@ -91,16 +91,16 @@ def test_a_training_step_is_an_update(is_fast: bool, tiny: Config) -> None:
 
 def test_settings_have_the_images_and_the_precision_in_force(tiny: Config) -> None:
     config = with_train(tiny, micro_batch=4, precision="bf16")
-    assert setting_of(config).train.batch_size == 4
-    assert setting_of(config).train.precision == "bf16"
-    assert random_images(setting_of(config, 5), CPU).shape == (5, 1, 28, 28)
-    still = setting_of(config, 5, trains=False).train
+    assert setting_of(config, CPU).train.batch_size == 4
+    assert setting_of(config, CPU).train.precision == "bf16"
+    assert random_images(setting_of(config, CPU, 5), CPU).shape == (5, 1, 28, 28)
+    still = setting_of(config, CPU, 5, trains=False).train
     assert (still.batch_size, still.micro_batch, still.precision) == (5, None, "fp32")
 
 
 def test_fast_and_plain_do_the_same_work(tiny: Config) -> None:
     """The same NLL of the same images; as many samples."""
-    settings = [setting_of(with_train(tiny, fast=is_fast), trains=False) for is_fast in (True, False)]
+    settings = [setting_of(with_train(tiny, fast=is_fast), CPU, trains=False) for is_fast in (True, False)]
     a, b = (evaluation(setting, new_model(setting, CPU))(0) for setting in settings)
     torch.testing.assert_close(a, b)
     for temperatures in (None, [1.0, 0.5]):
@@ -116,6 +116,6 @@ def test_matmul_rate() -> None:
 @pytest.mark.long
 def test_memory_grows_with_the_batch(tiny: Config) -> None:
     """And a step alone takes less than the whole process."""
-    small, large = (memory_of_step(setting_of(tiny, batch), CPU) for batch in (1, 512))
+    small, large = (memory_of_step(setting_of(tiny, CPU, batch), CPU) for batch in (1, 512))
     assert 0 < small.step_mb <= small.peak_mb
     assert large.step_mb > 2 * small.step_mb
