@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdvae.fast.arithmetic import Affine, TopDown, Way, as_state, gelu, lowered, product, residual_block, rows
+from vdvae.fast.arithmetic import Affine, TopDown, Way, as_state, lowered, product, residual_block, rows
 from vdvae.model.gaussian import DiagonalGaussian, Latent
 
 ALIGNMENT = 8
@@ -30,8 +30,8 @@ class Merged(NamedTuple):
     gaussians: Affine
     """The last ones, for both Gaussians, of what both have before them: `[4*zdim, 2*middle]`, half of it zeros."""
     last: Tensor
-    """For what is added to the state, of what is before the prior's last convolution, of z, of a one for the bias, and of
-    what rounds up their number: `[width, K]`.
+    """For what is added to the state, of what the prior has before its last convolution, of z, of a one for the bias,
+    and of what rounds up their number: `[width, K]`.
     """
     seen: Tensor
     """What the posterior's first convolution makes of the encoder's state, without bias: `[B, middle, r, r]`."""
@@ -118,7 +118,7 @@ class RatedLatent(Latent):
     rate: Any = None
     """See `Latent.rate`; `sum_rates` sets it."""
 
-    def __new__(cls, kl_of_places: Tensor, z: Tensor, features: Tensor) -> RatedLatent:
+    def __new__(cls, kl_of_places: Tensor, z: Tensor, features: Tensor) -> RatedLatent:  # noqa: D102
         gaussians = (DiagonalGaussian(*half.chunk(2, 1)) for half in features.chunk(2, 1))
         latent = super().__new__(cls, z, *gaussians)
         latent.kl_of_places = kl_of_places  # [B, r, r]
