@@ -2,7 +2,7 @@
 
     python train.py --hps fashion                                 one process, on a GPU where there is one
     torchrun --nproc_per_node 8 train.py --hps imagenet32         eight
-    python train.py --hps cifar10 --run_dir runs/mine train.lr=1e-4 train.micro_batch=16
+    python train.py --hps cifar10 --run_dir runs/mine train.lr=1e-4 train.precision=fp32
 
 The same command again resumes the run, whatever ended it.
 """
