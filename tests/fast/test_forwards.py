@@ -98,7 +98,7 @@ def test_latents(config: Config) -> None:
 
 def test_updates(config: Config) -> None:
     """Ten of them, every other one with a gradient at the threshold: the same decisions, weights and EMA."""
-    settings = replace(config.train, batch_size=6, max_steps=100, skip_threshold=1e5, ema_decay=0.9)
+    settings = replace(config.train.resolved(), batch_size=6, max_steps=100, skip_threshold=1e5, ema_decay=0.9)
     prepared, plain = live_model(config), live_model(config)
     update, expected = Update(prepared, settings, CPU), Update(plain, replace(settings, fast=False), CPU)
     for step in range(10):

@@ -14,13 +14,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.fast.test_forwards import CPU, config, live_model, noise, random_images
 from vdvae import VDVAE, fast
-from vdvae.config import Config
+from vdvae.config import Config, TrainConfig
 from vdvae.fast.low_precision import LowPrecisionWeights, convolutions
 from vdvae.runtime.flat import flat_like
 from vdvae.runtime.precision import AUTOCAST_TYPES
 from vdvae.training.update import Update
 
 __all__ = ["config"]  # a fixture
+
+
+def with_settings(train: TrainConfig, **settings: Any) -> TrainConfig:
+    return replace(train, **settings)
 
 
 def gradients_of(model: VDVAE) -> list[Tensor]:
@@ -31,13 +35,14 @@ def gradients_of(model: VDVAE) -> list[Tensor]:
 def test_a_step_is_that_of_autocast(config: Config, precision: str) -> None:
     """Rates and distortion, and gradients as near to those of fp32 as those of the plain model under autocast are."""
     found: dict[str, tuple[Any, Tensor]] = {}
-    for name, settings in {
+    ways: dict[str, dict[str, Any]] = {
         "fp32": {"fast": False, "precision": "fp32"},
         "plain": {"fast": False, "precision": precision},
         "ours": {"precision": precision},
         "eager": {"precision": precision, "replay": False},
-    }.items():
-        train = replace(config.train, batch_size=6, micro_batch=2, skip_threshold=1e9, lr=1e-9, **settings)
+    }
+    for name, settings in ways.items():
+        train = with_settings(config.train.resolved(), batch_size=6, micro_batch=2, skip_threshold=1e9, **settings)
         update = Update(live_model(config), train, CPU)
         update(random_images(config), 0)
         gradient = torch.cat([weight.grad.flatten() for weight in update.model.parameters() if weight.grad is not None])
@@ -132,8 +137,8 @@ def test_states_in_bf16(tiny: Config) -> None:
     """Blocks return them so, and the loss is near that with states in fp32."""
     losses = []
     for settings in ({}, {"bf16_states": True}):
-        update = Update(live_model(tiny), replace(tiny.train, precision="bf16", **settings), CPU)
-        types = set()
+        update = Update(live_model(tiny), with_settings(tiny.train, precision="bf16", **settings), CPU)
+        types: set[torch.dtype] = set()
         with torch.autocast("cpu", AUTOCAST_TYPES["bf16"]):
             hooks = [
                 block.register_forward_hook(lambda _m, _i, out, types=types: types.add(out[0].dtype))
@@ -153,9 +158,9 @@ def test_a_checkpoint_fits_whatever_the_layout_of_its_weights(tiny: Config) -> N
     """In bf16 weights lie channels last, in fp32 on a CPU they do not: a run may go on in the other."""
     images = random_images(tiny, tiny.train.batch_size)
     for one, other in (("fp32", "bf16"), ("bf16", "fp32")):
-        first = Update(live_model(tiny), replace(tiny.train, precision=one), CPU)
+        first = Update(live_model(tiny), with_settings(tiny.train, precision=one), CPU)
         first(images, 0)
-        second = Update(VDVAE(tiny.model), replace(tiny.train, precision=other), CPU)
+        second = Update(VDVAE(tiny.model), with_settings(tiny.train, precision=other), CPU)
         second.load_state_dict(copy.deepcopy(first.state_dict()))
         for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True):
             assert torch.equal(a, b)

@@ -33,8 +33,9 @@ def checkpoint_blocks(model: VDVAE, resolution: int) -> None:
 
 
 def _checkpoint(module: nn.Module) -> None:
-    method = "compute" if isinstance(module, (FastBlock, FastTopDownBlock)) else "forward"
-    setattr(module, method, partial(_run, getattr(module, method)))
+    methods = ["compute", "compute_merged"] if isinstance(module, FastTopDownBlock) else ["forward"]
+    for method in ["compute"] if isinstance(module, FastBlock) else methods:
+        setattr(module, method, partial(_run, getattr(module, method)))
 
 
 def _run(function: Any, *inputs: Any) -> Any:

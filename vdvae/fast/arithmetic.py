@@ -70,7 +70,8 @@ def residual_block(weights: Bottleneck, x: Tensor, activated: Tensor | None, res
 def top_down_block(
     weights: TopDown,
     x: Tensor,
-    activated: Tensor,
+    condition: Tensor,
+    activated: Tensor | None,
     seen: Seen | None,
     source: Source,
     noise: Tensor | None,
@@ -83,7 +84,8 @@ def top_down_block(
     Args:
         weights: weights of the block.
         x: the state, `[B, width, r, r]`.
-        activated: GELU of the condition, which prior and posterior read.
+        condition: the state that prior and posterior read.
+        activated: its GELU; None where it is not known yet.
         seen: what `see` has of the encoder's state; None without a posterior.
         source: the origin of z.
         noise: standard normal `[B, zdim, r, r]`; None where z is given.
@@ -91,7 +93,7 @@ def top_down_block(
         residual: whether the last bottleneck's input is added.
         way: how it is computed.
     """
-    p_features, q_features, hidden = look(weights, activated, seen, way)
+    p_features, q_features, hidden = look(weights, gelu(condition) if activated is None else activated, seen, way)
     p, q = gaussian(p_features), None if q_features is None else gaussian(q_features)
     z = draw(source, p, q, noise, temperature)
     return go_on(weights, x, hidden, z, residual, way), Latent(z, p, q)

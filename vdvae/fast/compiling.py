@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from vdvae.fast import merged
-from vdvae.fast.arithmetic import Bottleneck, Way, gelu, residual_block
-from vdvae.fast.forwards import FastBlock, FastTopDownBlock, State
+from vdvae.fast.arithmetic import Bottleneck, TopDown, Way, gelu, residual_block
+from vdvae.fast.forwards import FastBlock, FastDecoder, FastTopDownBlock, State
 from vdvae.model.gaussian import Latent
 from vdvae.model.likelihood import Mixture, MixtureNet
 from vdvae.model.vdvae import VDVAE
@@ -32,9 +32,11 @@ def compile_blocks(model: VDVAE) -> None:
     torch._functorch.config.activation_memory_budget = MEMORY_BUDGET
     for block in model.modules():
         if isinstance(block, FastTopDownBlock):
-            block.compute = _top_down_block
+            block.compute_merged = _top_down_block
         elif isinstance(block, FastBlock):
             block.compute = _residual_block
+    if isinstance(model.decoder, FastDecoder):
+        model.decoder.is_compiled = True
     out_net = model.decoder.out_net
     if type(out_net) is MixtureNet:  # of another likelihood, nothing is known
         distribution = out_net.distribution
@@ -56,9 +58,12 @@ def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
     return x, gelu(x)
 
 
-def _top_down_block(*arguments: Any) -> tuple[State, Latent]:
-    x, activated, *others = _compiled(_top_down_block_and_gelu)(*arguments)
-    return State(x, activated), merged.RatedLatent(*others)
+def _top_down_block(
+    weights: TopDown, also: merged.Merged, x: Tensor, condition: Tensor, activated: Tensor | None, *others: Any
+) -> tuple[State, Latent]:
+    activated = gelu(condition) if activated is None else activated
+    x, activated, *latent = _compiled(_top_down_block_and_gelu)(weights, also, x, activated, activated, *others)
+    return State(x, activated), merged.RatedLatent(*latent)
 
 
 def _top_down_block_and_gelu(*arguments: Any) -> tuple[Tensor, ...]:

@@ -69,31 +69,34 @@ class FastEncoder(Encoder):
 
 
 class FastTopDownBlock(TopDownBlock):
-    """`arithmetic.top_down_block` as a module, or `merged.top_down_block` where there is what it takes."""
+    """`arithmetic.top_down_block` as a module, or `merged.top_down_block` where weights were merged for it."""
 
     way = Way()
-    compute: Callable[..., Any] = staticmethod(merged.top_down_block)
+    compute: Callable[..., Any] = staticmethod(arithmetic.top_down_block)
+    compute_merged: Callable[..., Any] = staticmethod(merged.top_down_block)
 
     def forward(
         self, x: Any, condition: Any, features: Any, source: Source, noise: Tensor | None, temperature: float
     ) -> tuple[Any, Latent]:
-        """See `TopDownBlock.forward`; of a `State`, it is what `compute` returns."""
+        """See `TopDownBlock.forward`; of a `State`, it is what `compute_merged` returns."""
         if not _is_own(self):
             return super().forward(_tensor(x), _tensor(condition), features, source, noise, temperature)
-        x, activated, condition = _tensor(x), _activated(condition), _tensor(condition)
-        weights, residual = _top_down(self), self.resnet.residual
-        activated = arithmetic.gelu(condition) if activated is None else activated
-        if isinstance(features, Merged) and source == "posterior":
-            return self.compute(weights, features, x, activated, noise, temperature, residual, self.way)[:2]
+        weights, states = _top_down(self), (_tensor(x), _tensor(condition), _activated(condition))
+        how = self.resnet.residual, self.way
+        if isinstance(features, Merged):
+            return self.compute_merged(weights, features, *states, noise, temperature, *how)[:2]
         if isinstance(features, Tensor):
             features = next(arithmetic.see([weights], arithmetic.gelu(features)))
-        return arithmetic.top_down_block(
-            weights, x, activated, features, source, noise, temperature, residual, self.way
-        )
+        return self.compute(weights, *states, features, source, noise, temperature, *how)
 
 
 class FastDecoder(Decoder):
-    """A decoder that looks at the encoder's state of each resolution once, not once for every layer that reads it."""
+    """A decoder that looks at the encoder's state of each resolution once, not once for every layer that reads it.
+
+    Where all that they do is in bf16 or fp16, or compiled, layers have merged weights.
+    """
+
+    is_compiled = False
 
     def forward(
         self,
@@ -116,7 +119,8 @@ class FastDecoder(Decoder):
                 r = self.specs[i].resolution
                 by_layer[i] = features[r]
                 if _is_own(self.dec_blocks[i]):
-                    reading[r, source == "posterior" and arithmetic.is_lowered(features[r])].append(i)
+                    merges = source == "posterior" and (self.is_compiled or arithmetic.is_lowered(features[r]))
+                    reading[r, merges].append(i)
         for (r, merges), layers in reading.items():
             activated = arithmetic.gelu(features[r])
             weights = [_top_down(self.dec_blocks[i]) for i in layers]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vdvae.fast.arithmetic import Affine, TopDown, Way, as_state, lowered, product, residual_block, rows
+from vdvae.fast.arithmetic import Affine, TopDown, Way, as_state, gelu, lowered, product, residual_block, rows
 from vdvae.model.gaussian import DiagonalGaussian, Latent
 
 ALIGNMENT = 8
@@ -80,7 +80,8 @@ def top_down_block(
     weights: TopDown,
     merged: Merged,
     x: Tensor,
-    activated: Tensor,
+    condition: Tensor,
+    activated: Tensor | None,
     noise: Tensor,
     temperature: float,
     residual: bool,
@@ -92,13 +93,14 @@ def top_down_block(
         weights: weights of the block.
         merged: those that were put together.
         x: the state, `[B, width, r, r]`.
-        activated: GELU of the condition.
+        condition: the state that prior and posterior read.
+        activated: its GELU; None where it is not known yet.
         noise: standard normal `[B, zdim, r, r]`.
         temperature: factor on the standard deviation that z is drawn with.
         residual: whether the last bottleneck's input is added.
         way: how it is computed.
     """
-    hidden, posterior = product(activated, merged.first).chunk(2, 1)
+    hidden, posterior = product(gelu(condition) if activated is None else activated, merged.first).chunk(2, 1)
     hidden, posterior = way.inner(weights.prior, hidden), way.inner(weights.enc, posterior + merged.seen)
     features = product(torch.cat([hidden, posterior], 1), merged.gaussians)
     p, q = map(DiagonalGaussian.from_features, features.chunk(2, 1))
