@@ -79,7 +79,8 @@ def top_down_block(
     residual: bool,
     way: Way,
 ) -> tuple[Tensor, Latent]:
-    """`TopDownBlock.forward`.
+    """`TopDownBlock.forward` without its concatenation: prior and posterior share the GELU of what both read, and what
+    is added to the state is added where the sum lies.
 
     Args:
         weights: weights of the block.
@@ -93,34 +94,18 @@ def top_down_block(
         residual: whether the last bottleneck's input is added.
         way: how it is computed.
     """
-    p_features, q_features, hidden = look(weights, gelu(condition) if activated is None else activated, seen, way)
-    p, q = gaussian(p_features), None if q_features is None else gaussian(q_features)
-    z = draw(source, p, q, noise, temperature)
-    return go_on(weights, x, hidden, z, residual, way), Latent(z, p, q)
-
-
-def look(weights: TopDown, activated: Tensor, seen: Seen | None, way: Way) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Prior and posterior of a layer without concatenation: they share the GELU of the condition that both read.
-
-    Returns:
-        means and log standard deviations of the prior and, if there is one, of the posterior, each `[B, 2*zdim, r, r]`;
-        and what the prior's last convolution reads, of which it also makes a contribution to the state.
-    """
-    prior, enc, q_features = weights.prior, weights.enc, None
+    prior, enc, z_proj, resnet = weights
+    activated = gelu(condition) if activated is None else activated
+    width, zdim = z_proj.weight.shape[:2]
+    (p_weight, x_weight), (p_bias, x_bias) = (part.split((2 * zdim, width)) for part in prior.c4)
     hidden = way.inner(prior, product(activated, prior.c1))
+    p, q = gaussian(product(hidden, Affine(p_weight, p_bias))), None
     if seen is not None:
         posterior = add_products(seen.product, [(activated, Affine(seen.by_condition, enc.c1.bias))])
-        q_features = product(way.inner(enc, posterior), enc.c4)
-    width = weights.z_proj.weight.shape[0]
-    return product(hidden, Affine(*(part[:-width] for part in prior.c4))), q_features, hidden
-
-
-def go_on(weights: TopDown, x: Tensor, hidden: Tensor, z: Tensor, residual: bool, way: Way) -> Tensor:
-    """The next state: what the prior's `hidden` and z contribute is added where the sum lies; then the last block."""
-    width = weights.z_proj.weight.shape[0]
-    by_hidden = Affine(*(part[-width:] for part in weights.prior.c4))
-    x = add_products(x, [(hidden, by_hidden), (z, weights.z_proj)], way.stream)
-    return residual_block(weights.resnet, x, None, residual, way)
+        q = gaussian(product(way.inner(enc, posterior), enc.c4))
+    z = draw(source, p, q, noise, temperature)
+    x = add_products(x, [(hidden, Affine(x_weight, x_bias)), (z, z_proj)], way.stream)
+    return residual_block(resnet, x, None, residual, way), Latent(z, p, q)
 
 
 class Seen(NamedTuple):
