@@ -46,6 +46,7 @@ def left_open(config: Config, **values: Any) -> Config:
     return replace(config, train=replace(config.train, **{"micro_batch": "auto", "batch_size": 12, **values}))
 
 
+@pytest.mark.long
 def test_the_largest_that_fits_and_divides(tiny: Config, machine: Machine) -> None:
     """Of 12 images: 1, 2, 3, 4, 6 or 12, as soon as the count says that they fit."""
     config = left_open(tiny)
@@ -60,6 +61,7 @@ def test_the_largest_that_fits_and_divides(tiny: Config, machine: Machine) -> No
     assert resolve(config, World(0, 1, CUDA)).train.micro_batch == 12
 
 
+@pytest.mark.long
 def test_what_it_chose_fits(tiny: Config, machine: Machine) -> None:
     for free in range(2_000_000, 20_000_000, 3_000_000):
         machine.has(free)
@@ -75,6 +77,7 @@ def test_a_share_is_divided_not_the_batch(tiny: Config, machine: Machine, monkey
     assert resolve(left_open(tiny), World(0, 4, CUDA)).train.micro_batch == 3
 
 
+@pytest.mark.long
 def test_checkpointing_only_where_one_image_does_not_fit_without(machine: Machine) -> None:
     blocks = ["model.image_size=32", "model.enc_blocks=32x3,32d4,8x1,8d8,1x1", "model.dec_blocks=1x1,8m1,8x2,32m8,32x3"]
     left = ["train.precision=fp32", "train.micro_batch=auto", "train.recompute_from=auto"]
