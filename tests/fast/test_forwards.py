@@ -195,21 +195,22 @@ def _times(forward: Callable[[nn.Module, Tensor], Tensor], module: nn.Module, x:
     return forward(module, x) * 1.5
 
 
-@pytest.mark.parametrize(
-    "place",
-    [
-        "encoder.enc_blocks.1",
-        "encoder.enc_blocks.1.c4",
-        "decoder.dec_blocks.1.prior",
-        "decoder.dec_blocks.1.prior.c4",
-        "decoder.dec_blocks.1.enc",
-        "decoder.dec_blocks.1.enc.c1",
-        "decoder.dec_blocks.1.enc.c3",
-        "decoder.dec_blocks.1.z_proj",
-        "decoder.dec_blocks.1.resnet",
-        "decoder.out_net.out_conv",
-    ],
-)
+PLACES = [
+    "encoder.enc_blocks.1",
+    "encoder.enc_blocks.1.c4",
+    "decoder.dec_blocks.1.prior",
+    "decoder.dec_blocks.1.prior.c4",
+    "decoder.dec_blocks.1.enc",
+    "decoder.dec_blocks.1.enc.c1",
+    "decoder.dec_blocks.1.enc.c3",
+    "decoder.dec_blocks.1.z_proj",
+    "decoder.dec_blocks.1.resnet",
+    "decoder.out_net.out_conv",
+]
+"""Modules that somebody may change."""
+
+
+@pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass", "forward"])
 def test_what_is_not_the_models_own_is_not_gone_past(tiny: Config, place: str, kind: str) -> None:
     """Whether it comes before the model is prepared, or when a record of it exists already."""
@@ -228,6 +229,22 @@ def test_what_is_not_the_models_own_is_not_gone_past(tiny: Config, place: str, k
     founds += [recorded(random_images(tiny), noise()) for _ in range(2)]
     for found in founds:
         torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["wrapper", "hook", "subclass", "forward"])
+def test_compiled_blocks_go_past_nothing_either(
+    tiny: Config, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they hand on reaches no foreign module; here with the functions that are compiled as they are."""
+    monkeypatch.setattr("vdvae.fast.compiling._compiled", lambda function: function)
+    plain = live_model(tiny)
+    compiled = fast.prepare(copy.deepcopy(plain))
+    fast.compile_blocks(compiled)
+    for model in (plain, compiled):
+        change(model, place, kind)
+    expected, found = (model(random_images(tiny), noise()) for model in (plain, compiled))
+    torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
 
 
 def test_training_and_evaluation_are_told_apart(tiny: Config) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vdvae.fast import merged
 from vdvae.fast.arithmetic import Bottleneck, TopDown, Way, gelu, residual_block
-from vdvae.fast.forwards import FastBlock, FastDecoder, FastTopDownBlock, State
+from vdvae.fast.forwards import FastBlock, FastDecoder, FastEncoder, FastTopDownBlock, State
 from vdvae.model.gaussian import Latent
 from vdvae.model.likelihood import Mixture, MixtureNet
 from vdvae.model.vdvae import VDVAE
@@ -30,13 +30,13 @@ def compile_blocks(model: VDVAE) -> None:
     """
     torch._dynamo.config.cache_size_limit = 256  # shapes of one function: those of all resolutions
     torch._functorch.config.activation_memory_budget = MEMORY_BUDGET
-    for block in model.modules():
-        if isinstance(block, FastTopDownBlock):
-            block.compute_merged = _top_down_block
-        elif isinstance(block, FastBlock):
-            block.compute = _residual_block
-    if isinstance(model.decoder, FastDecoder):
-        model.decoder.is_compiled = True
+    for module in model.modules():
+        if isinstance(module, FastTopDownBlock):
+            module.compute_merged = _top_down_block
+        elif isinstance(module, FastBlock):
+            module.compute = _residual_block
+        elif isinstance(module, (FastEncoder, FastDecoder)):
+            module.is_compiled = True
     out_net = model.decoder.out_net
     if type(out_net) is MixtureNet:  # of another likelihood, nothing is known
         distribution = out_net.distribution

@@ -47,21 +47,28 @@ class FastBlock(Block):
     compute: Callable[..., Any] = staticmethod(arithmetic.residual_block)
 
     def forward(self, x: Any) -> Any:
-        """See `Block.forward`; of a `State`, it is what `compute` returns."""
+        """See `Block.forward`; takes and returns a `State` where the encoder's blocks are compiled."""
         if not _is_own(self):
             return super().forward(_tensor(x))
-        return self.compute(_bottleneck(self), _tensor(x), _activated(x), self.residual, self.way)
+        y = self.compute(_bottleneck(self), _tensor(x), _activated(x), self.residual, self.way)
+        return y if isinstance(x, State) else _tensor(y)
 
 
 class FastEncoder(Encoder):
-    """An encoder whose blocks may hand on states with their GELU."""
+    """An encoder whose blocks, where they are compiled, hand on states with their GELU."""
+
+    is_compiled = False
 
     def forward(self, x: Tensor) -> dict[int, Tensor]:
         """See `Encoder.forward`."""
         state: Any = channels_last(self.in_conv(x))
         features = {state.shape[2]: state}
         for spec, width, block in zip(self.specs, self.widths, self.enc_blocks, strict=True):
-            state = block(state if _is_own(block) else _tensor(state))
+            if self.is_compiled and _is_own(block):
+                state = state if isinstance(state, State) else State(state, arithmetic.gelu(state))
+            else:
+                state = _tensor(state)
+            state = block(state)
             if spec.pool > 1:
                 state = match_channels(F.avg_pool2d(_tensor(state), spec.pool), width)
             features[spec.output_resolution] = _tensor(state)
