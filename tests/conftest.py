@@ -51,6 +51,16 @@ def tiny() -> Config:
     return replace(config, train=config.train.resolved())
 
 
+def live_model(config: Config) -> VDVAE:
+    """With no weight at 0, as some are at first."""
+    torch.manual_seed(0)
+    model = VDVAE(config.model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
 def random_model(config: ModelConfig, std: float = 0.3) -> VDVAE:
     """With normal weights everywhere, so that no layer is at its zero initialisation."""
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import TINY, call_script
+from tests.conftest import TINY, call_script, live_model
 from vdvae import VDVAE, fast, load_pretrained
 from vdvae.config import Config
 from vdvae.data.loader import BatchOrder, first_images, training_batches
@@ -44,16 +44,6 @@ def device_of(name: str) -> torch.device:
 
 def world(device: torch.device) -> World:
     return World(0, 1, device)
-
-
-def live_model(config: Config) -> VDVAE:
-    """With no weight at 0, as some are at first."""
-    torch.manual_seed(0)
-    model = VDVAE(config.model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
 
 
 def random_images(count: int = 8) -> Tensor:

@@ -14,13 +14,12 @@ from measuring.memory import MEGABYTE
 
 from checking.parts import COUNTED
 from checking.setting import CheckFailedError, Figures, NotMeasuredError, Setting
+from vdvae.counting.cards import CARDS
 from vdvae.errors import one_line
 from vdvae.runtime.device import describe
 from vdvae.runtime.precision import best_precision
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
-CARDS = {"H100": "h100", "A100": "a100", "V100": "v100", "RTX 4090": "rtx4090"}
-"""By what is in a device's name, the card whose bounds it has."""
 TOLERANCE = 0.25
 """Share by which launches and memory may differ from the count."""
 
@@ -66,7 +65,7 @@ def count(setting: Setting, card: str) -> dict[str, Any]:
 
 def card_of(name: str) -> str | None:
     """The card to count for, from a device's name; None of one whose bounds nobody has written down."""
-    return next((card for part, card in CARDS.items() if part in name), None)
+    return next((card for card in CARDS if card in name.lower().replace(" ", "")), None)
 
 
 def compare(counted: dict[str, Any], measured: Figures, has_bound: bool = True) -> dict[str, dict[str, float]]:

@@ -11,7 +11,7 @@ from measuring.flops import matmul_rate
 
 from checking.setting import Figures, Setting
 from vdvae.runtime.device import available_cores, describe, now
-from vdvae.runtime.precision import set_matmul_precision
+from vdvae.runtime.precision import has_bf16, set_matmul_precision
 
 COPIES = 10
 
@@ -31,16 +31,17 @@ def check(setting: Setting) -> Iterator[Figures]:
             "memory_gb": properties.total_memory / 1e9,
             "free_memory_gb": torch.cuda.mem_get_info(device)[0] / 1e9,
             "multiprocessors": properties.multi_processor_count,
-            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+            "bf16": has_bf16(device),
         }
-    yield {"copy_gb_per_second": copy_rate(device)}
+    copied = copy_rate(device)
+    yield {"copy_gb_per_second": copied}
     rates = {}
     for precision in ("fp32", "tf32", "bf16", "fp16") if device.type == "cuda" else ("fp32",):
         set_matmul_precision(precision)
         rates[precision] = matmul_rate(device, precision) / 1e12
         yield {"matmul_tflops": rates}
     told = ", ".join(f"{precision} {rate:.3g}" for precision, rate in rates.items())
-    yield {"told": f"{describe(device)}, {copy_rate(device):,.0f} GB/s in copies, TFLOP/s in products: {told}"}
+    yield {"told": f"{describe(device)}, {copied:,.0f} GB/s in copies, TFLOP/s in products: {told}"}
 
 
 def driver() -> str | None:

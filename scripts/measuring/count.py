@@ -52,7 +52,7 @@ class Counted:
     bytes_per_update: float
     """Memory traffic that does not grow with the images: of weights, gradients, moments."""
     flops_per_image: float
-    """Of matrix products and convolutions, a multiply-add being two."""
+    """Those of matrix products and convolutions, a multiply-add being two."""
     saved_bytes_per_image: float
     """Activations that each image adds to what is there when the forward pass is over."""
     peak_bytes: int
@@ -61,7 +61,7 @@ class Counted:
     """What each process gives into the sum over all processes."""
     milliseconds_bound: float
     images_per_second_bound: float
-    """Of one card, at most: by the times that all operations take at least, one after the other."""
+    """What one card can do at most: by the times that all operations take at least, one after the other."""
     parts: dict[str, Item]
     """Forward pass, backward pass, and the rest of the update."""
     items: list[dict[str, Any]]
@@ -246,7 +246,7 @@ def _count(
 
 
 class _Totals(NamedTuple):
-    """Of forward and backward pass alone: of the rest, nothing to speak of grows with the images."""
+    """Sums of forward and backward pass alone: of the rest, nothing to speak of grows with the images."""
 
     bytes: int
     flops: int

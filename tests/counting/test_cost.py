@@ -25,7 +25,7 @@ CONVOLUTION = 2 * Y * 3 * 9
 
 
 def cost(work: Callable[..., Any], *shapes: tuple[int, ...]) -> Cost:
-    """Of all operations of a function of tensors of these shapes."""
+    """What all operations cost of a function of tensors of these shapes."""
     tensors = [torch.zeros(shape) for shape in shapes]
     with Tally(CARDS["h100"]) as tally:
         work(*tensors)

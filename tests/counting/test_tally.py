@@ -60,7 +60,7 @@ def test_nothing_is_computed(tally: Tally) -> None:
 
 
 def test_products_by_type(tally: Tally) -> None:
-    """Of a size that arithmetic bounds: bf16 runs faster than fp32."""
+    """Products of a size that arithmetic bounds: bf16 runs faster than fp32."""
     seconds = {}
     with FakeTensorMode(), tally:
         for dtype in (torch.float32, torch.bfloat16):

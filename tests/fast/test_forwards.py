@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from tests.conftest import TINY
+from tests.conftest import TINY, live_model
 from vdvae import VDVAE, fast
 from vdvae.config import Config, load_config
 from vdvae.fast.forwards import FastBlock, FastDecoder, FastTopDownBlock
@@ -23,34 +23,9 @@ from vdvae.training.update import Update
 CPU = World(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture(params=["grey", "colour", "widths", "groups", "switches"])
-def config(request: pytest.FixtureRequest) -> Config:
-    colour = ["model.image_channels=3", "data.dataset=cifar10", "model.image_size=32", "model.num_mixtures=10"]
-    blocks = ["model.enc_blocks=32d4,8x2,8d8,1x1", "model.dec_blocks=1x1,8m1,8x2,32m8,32x1"]
-    widths = [*colour, *blocks, "model.custom_width_str=8:12"]
-    overrides = {
-        "grey": [],
-        "colour": [*colour, *blocks],
-        "widths": widths,
-        "groups": [*widths, "model.stochastic_group=3"],
-        "switches": [*widths, "model.residual_scaling=false", "model.unpool=conv", "model.topdown_residual=false"],
-    }
-    return load_config(str(TINY), overrides[request.param])
-
-
 def random_images(config: Config, count: int = 6) -> Tensor:
     shape = (count, config.model.image_channels, config.model.image_size, config.model.image_size)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
-
-
-def live_model(config: Config) -> VDVAE:
-    """With no weight at 0, as some are at first."""
-    torch.manual_seed(0)
-    model = VDVAE(config.model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
 
 
 def noise() -> torch.Generator:

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.fast.test_forwards import CPU, config, live_model, noise, random_images
+from tests.conftest import live_model
+from tests.fast.test_forwards import CPU, noise, random_images
 from vdvae import VDVAE, fast
 from vdvae.config import Config, TrainConfig
 from vdvae.fast.low_precision import LowPrecisionWeights, convolutions
 from vdvae.runtime.flat import flat_like
 from vdvae.runtime.precision import AUTOCAST_TYPES
 from vdvae.training.update import Update
-
-__all__ = ["config"]  # a fixture
 
 
 def with_settings(train: TrainConfig, **settings: Any) -> TrainConfig:

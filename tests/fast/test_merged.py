@@ -39,7 +39,7 @@ def state(seed: int) -> Tensor:
 
 
 def test_values_and_gradients(blocks: list[TopDownBlock]) -> None:
-    """Of the state, the condition, the encoder's state, and every weight, through state and KL of three layers."""
+    """Gradients by state, condition, encoder's state and every weight, of the state and the KL of three layers."""
     noise = torch.randn(2, 3, R, R, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
     found = []
     for merges in (False, True):

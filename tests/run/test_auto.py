@@ -48,7 +48,7 @@ def left_open(config: Config, **values: Any) -> Config:
 
 @pytest.mark.long
 def test_the_largest_that_fits_and_divides(tiny: Config, machine: Machine) -> None:
-    """Of 12 images: 1, 2, 3, 4, 6 or 12, as soon as the count says that they fit."""
+    """With 12 images: 1, 2, 3, 4, 6 or 12, as soon as the count says that they fit."""
     config = left_open(tiny)
     least, most = (memory_of_step(tiny, size).peak for size in (1, 12))
     for size, smaller in ((1, None), (2, 1), (3, 2), (4, 3), (6, 4), (12, 6)):

@@ -36,7 +36,7 @@ SEVERAL = {"constant_pad_nd": 2, "slice_backward": 2, "select_backward": 2, "log
 CHUNK = 65_536
 MOST_TENSORS = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 MOST_CHUNKS = 320
-"""Of an operation on lists of tensors, one launch does so many tensors, by the number of lists, and so many chunks of
+"""One launch of an operation on lists of tensors does so many tensors, by the number of lists, and so many chunks of
 numbers: ATen/native/cuda/MultiTensorApply.cuh of PyTorch 2.13, before CUDA 13, with which it is 7 times as many."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vdvae.config import Config
+from vdvae.counting.held import Held
 from vdvae.model.vdvae import VDVAE
 from vdvae.runtime.precision import in_fp32
 from vdvae.runtime.processes import World
@@ -66,35 +66,24 @@ class Live(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = 0
+        self.held = Held()
         self._passes = _Passes()
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def count(self, step: Callable[[], object]) -> StepBytes:
         """Takes the first step of an optimiser, and counts it as one that begins with the moments that it makes."""
-        before, self._passes = self.live, (passes := _Passes())
+        before, self._passes = self.held.bytes, (passes := _Passes())
         step()
-        peak = max(passes.peak + self.live - before, passes.peak_of_optimiser)
-        return StepBytes(self.live, passes.end_of_forward - before, peak)
+        peak = max(passes.peak + self.held.bytes - before, passes.peak_of_optimiser)
+        return StepBytes(self.held.bytes, passes.end_of_forward - before, peak)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._passes.enter(self.live)
+        self._passes.enter(self.held.bytes)
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
-                self._add(tensor.untyped_storage())
-        self._passes.reach(self.live)
+                self.held.add(tensor)
+        self._passes.reach(self.held.bytes)
         return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        address, size = storage._cdata, storage.nbytes()
-        if address not in self._alive:
-            self.live += size
-            self._alive[address] = weakref.ref(storage, lambda _: self._remove(address, size))
-
-    def _remove(self, address: int, size: int) -> None:
-        del self._alive[address]
-        self.live -= size
 
 
 class _Passes:

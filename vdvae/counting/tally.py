@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from vdvae.counting.cards import Card
 from vdvae.counting.cost import Cost, cost_of
+from vdvae.counting.held import Held
 
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 """What products of tensors of a type multiply in; those of fp32 as was set."""
@@ -55,11 +54,14 @@ class Tally(TorchDispatchMode):
         """What operations outside of a backward pass belong to."""
         self.items: defaultdict[tuple[str, str], Item] = defaultdict(Item)
         """By (part, operation); the part is "backward" wherever autograd runs it."""
-        self.held = 0
-        """Bytes of all storages that were made inside and are still there."""
         self.peak = 0
         """The most that `held` has been."""
-        self._known = WeakIdKeyDictionary()
+        self._held = Held()
+
+    @property
+    def held(self) -> int:
+        """Bytes of all storages that were made inside and are still there."""
+        return self._held.bytes
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -80,7 +82,8 @@ class Tally(TorchDispatchMode):
             self.add(name, cost, next((t.dtype for t in tree_leaves(args) if isinstance(t, Tensor)), None))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor):
-                self.hold(leaf)
+                self._held.add(leaf)
+        self.reach(self.held)
         return result
 
     def add(self, name: str, cost: Cost, dtype: torch.dtype | None) -> None:
@@ -88,19 +91,6 @@ class Tally(TorchDispatchMode):
         part = "backward" if torch._C._current_graph_task_id() != -1 else self.part
         seconds = self.card.seconds(name, cost, PRECISIONS.get(dtype, self.precision))  # type: ignore[arg-type]
         self.items[part, name].add(cost, seconds)
-
-    def hold(self, tensor: Tensor) -> None:
-        """Counts a tensor's storage among those that are there, until it is gone."""
-        storage = tensor.untyped_storage()
-        if storage not in self._known:
-            size = storage.nbytes()
-            self._known[storage] = size
-            self.held += size
-            self.peak = max(self.peak, self.held)
-            weakref.finalize(storage, self._release, size)
-
-    def _release(self, size: int) -> None:
-        self.held -= size
 
     def reach(self, held: int) -> None:
         """Takes note that so many bytes are held for a moment."""

@@ -15,6 +15,9 @@ from torch.utils.checkpoint import checkpoint
 from vdvae.fast.forwards import FastBlock, FastTopDownBlock
 from vdvae.model.vdvae import VDVAE, TopDownBlock
 
+COMPUTING: dict[type[nn.Module], list[str]] = {FastBlock: ["compute"], FastTopDownBlock: ["compute", "compute_merged"]}
+"""What computes a block of a prepared model, whose forward pass others look at; that of all others computes itself."""
+
 
 def checkpoint_blocks(model: VDVAE, resolution: int) -> None:
     """Checkpoints the blocks of this resolution and above, and inside each top-down block its three bottlenecks too, so
@@ -33,8 +36,7 @@ def checkpoint_blocks(model: VDVAE, resolution: int) -> None:
 
 
 def _checkpoint(module: nn.Module) -> None:
-    methods = ["compute", "compute_merged"] if isinstance(module, FastTopDownBlock) else ["forward"]
-    for method in ["compute"] if isinstance(module, FastBlock) else methods:
+    for method in COMPUTING.get(type(module), ["forward"]):
         setattr(module, method, partial(_run, getattr(module, method)))
 
 

@@ -20,7 +20,8 @@ OPTIONS = {"layout_optimization": False}
 """The optimisation would turn states, whose channels are last already, before and after every convolution."""
 
 MEMORY_BUDGET = 0.9
-"""Of what is kept for the backward pass: below 1, what costs no product, as GELU does, is computed again there."""
+"""The share of activations that is kept for the backward pass: below 1, what costs no product, as GELU does, is
+computed again there."""
 
 
 def compile_blocks(model: VDVAE) -> None:

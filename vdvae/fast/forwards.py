@@ -86,7 +86,7 @@ class FastTopDownBlock(TopDownBlock):
         self, x: Any, condition: Any, features: Any, source: Source, noise: Tensor | None, temperature: float
     ) -> tuple[Any, Latent]:
         """See `TopDownBlock.forward`; of a `State`, it is what `compute_merged` returns."""
-        if not _is_own(self):
+        if not (isinstance(features, (Seen, Merged)) or _is_own(self)):  # the decoder gives those to its own alone
             return super().forward(_tensor(x), _tensor(condition), features, source, noise, temperature)
         weights, states = _top_down(self), (_tensor(x), _tensor(condition), _activated(condition))
         how = self.resnet.residual, self.way

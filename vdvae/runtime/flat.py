@@ -11,12 +11,12 @@ ALIGNMENT = 16
 """Numbers: in fp32 every view begins at 64 bytes, as vector units like it."""
 
 
-def flat_like(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor]]:
+def flat_like(tensors: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """A tensor of zeros, and views of it that lie in it as each of `tensors` lies in its memory, in their order.
 
     What is between the views is to stay 0.
     """
     sizes = [-(-tensor.numel() // ALIGNMENT) * ALIGNMENT for tensor in tensors]
-    flat = torch.zeros(sum(sizes), device=tensors[0].device, dtype=dtype or tensors[0].dtype)
+    flat = torch.zeros(sum(sizes), device=tensors[0].device, dtype=tensors[0].dtype)
     places = zip(tensors, flat.split(sizes), strict=True)
     return flat, [place.as_strided(tensor.shape, tensor.stride()) for tensor, place in places]
