@@ -35,6 +35,11 @@ def _figure(experiment: Experiment, finished: Sequence[Finished], device: torch.
         return figures.gradient_norms(
             {f"{run.name}, seed {run.seed}": read_lines(run.directory) for run, _ in finished}
         )
+    if experiment.figure == "learning_curves":
+        runs: dict[str, list[figures.Lines]] = {}
+        for run, _ in finished:
+            runs.setdefault(run.name, []).append(read_lines(run.directory))
+        return figures.compared_curves(runs)
     if experiment.figure == "cumulative_rate":
         curves = {
             name: np.mean([outcome.layer_rate for run, outcome in finished if run.name == name], 0).tolist()

@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 PROGRAMS = {"photographs16": "photographs.py"}
 """The programs of experiments/ that prepare a data set; setup_data.sh does the official ones."""
 Scale = Literal["full", "small"]
-Drawing = Literal["by_setting", "cumulative_rate", "gradient_norms", "reconstructions", "none"]
+Drawing = Literal["by_setting", "cumulative_rate", "gradient_norms", "learning_curves", "reconstructions", "none"]
 
 
 class Run(NamedTuple):

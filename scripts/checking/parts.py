@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from checking.modes import COMPILED_MODES, MODES
+from checking.modes import AUTOTUNED, COMPILED_MODES, MODES
 
 COUNTED = 32
 """The micro-batch at which kernels are counted."""
@@ -25,10 +25,10 @@ class Part:
 
 def throughput(batch: int, mode: str, profiled: bool = False) -> Part:
     """The speed of one kind of step. What must be compiled takes longest. A CPU has the smallest sizes, one of each."""
-    compiles = mode in COMPILED_MODES
+    seconds = {AUTOTUNED: 300, **dict.fromkeys(COMPILED_MODES, 120)}.get(mode, 60)
     arguments = {"batch": batch, "mode": mode, "profiled": profiled}
-    needs_cuda = compiles or batch != COUNTED
-    return Part(f"speed {batch} {mode}", "checking.throughput", 120 if compiles else 60, arguments, needs_cuda)
+    needs_cuda = seconds > 60 or batch != COUNTED
+    return Part(f"speed {batch} {mode}", "checking.throughput", seconds, arguments, needs_cuda)
 
 
 PARTS = [
@@ -40,6 +40,7 @@ PARTS = [
     Part("two processes", "checking.two_processes", 60),
     Part("curves", "checking.curves", 120),
     Part("count", "checking.counted", 240, needs_cuda=True),
+    throughput(COUNTED, AUTOTUNED, profiled=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in ("eager", "recorded")),
     Part("compiled step", "checking.steps", 120, {"modes": list(COMPILED_MODES)}, needs_cuda=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in COMPILED_MODES),

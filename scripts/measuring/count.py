@@ -75,9 +75,10 @@ def count_update(config: Config, card: Card, compiled: bool) -> Counted:
     Args:
         config: of the preset, see `setting_of`.
         card: the GPU whose bounds count.
-        compiled: whether blocks are compiled.
+        compiled: whether blocks are compiled, as `config.train.compile` says if it is not false.
     """
-    train = replace(config.train, replay=False, cuda_graph=False, compile=compiled)
+    compile_blocks = compiled and (config.train.compile or True)
+    train = replace(config.train, replay=False, cuda_graph=False, compile=compile_blocks)
 
     def prepare(step: _Step) -> Callable[[int], None]:
         step.tally.part = "update"

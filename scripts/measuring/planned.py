@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -156,6 +158,7 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
             patch.object(torch._C, "_conv_determine_backend_memory_format", _memory_format),
             patch.object(Tensor, "copy_", lambda tensor, *source: tensor),  # the one operation that asks for the device
             patch.object(compile_fx, "_check_triton_bf16_support", lambda graph: None),
+            _choice_of_kernels(card),
         ):
             stack.enter_context(context)
         module, inputs = _on_cuda(module, inputs)
@@ -164,6 +167,41 @@ def plan_of(module: fx.GraphModule, inputs: Sequence[Any], settings: dict[str, A
         except _Planned:
             return plans[0]
     raise AssertionError("the compiler made no plan")
+
+
+@contextmanager
+def _choice_of_kernels(card: Card) -> Iterator[None]:
+    """Inside, kernels for products are written and chosen without Triton and a GPU, on which they would be timed."""
+    from torch._inductor import codecache, select_algorithm
+    from torch._inductor.choices import InductorChoices
+    from torch._inductor.template_heuristics import triton
+    from torch.utils import _triton
+
+    def configuration(heuristic: Any, num_stages: int, num_warps: int, **settings: int) -> SimpleNamespace:
+        return SimpleNamespace(kwargs=settings, num_stages=num_stages, num_warps=num_warps)
+
+    def one_of_each(_: Any, by_template: dict[str, Iterator[Any]], *others: Any) -> list[Any]:
+        return [one for choices in by_template.values() for one in islice(choices, 1)]  # the others are other tilings
+
+    with (
+        patch.object(torch.cuda, "get_device_capability", lambda *device: card.capability),
+        patch.object(_triton, "triton_hash_with_backend", lambda: ""),
+        patch.object(triton.BaseConfigHeuristic, "triton_config", configuration),
+        patch.object(codecache.PyCodeCache, "load", lambda *code, **how: SimpleNamespace(__file__="", key="")),
+        patch.object(InductorChoices, "_finalize_template_configs", one_of_each),
+        patch.object(select_algorithm.AlgorithmSelectorCache, "__call__", _select),
+    ):
+        yield
+
+
+def _select(cache: Any, name: str, choices: list[Any], *arguments: Any, **settings: Any) -> Any:
+    """The kernel of a product: Triton's, which takes in what follows it, or where there is none, the library's."""
+    from torch._inductor import select_algorithm
+
+    for kind in (select_algorithm.TritonTemplateCaller, select_algorithm.ExternKernelCaller):
+        if found := next((choice for choice in choices if isinstance(choice, kind)), None):
+            return found.output_node(), found
+    raise AssertionError(f"{name}: no kernel")
 
 
 def _memory_format(images: Tensor, weight: Tensor, backend: Any) -> torch.memory_format:
@@ -204,7 +242,7 @@ def _read(graph: Any) -> Plan:
         is_extern = isinstance(node, ExternKernelSchedulerNode)
         if isinstance(node, NopKernelSchedulerNode) or (is_extern and isinstance(node.node, ir.MultiOutput)):
             continue
-        kernels.append(_extern(node) if is_extern else _fused(node))
+        kernels.append(_extern(node) if is_extern else _template(node) if node.is_template() else _fused(node))
     names = list(graph.graph_inputs)
     peak, freeable = prepare_planning_info(
         graph.scheduler.nodes,
@@ -219,28 +257,46 @@ def _read(graph: Any) -> Plan:
 
 def _fused(node: Any) -> Kernel:
     """A kernel that Inductor would write itself, named for the operations that are in it."""
-    names: dict[str, None] = {}
-    for one in node.get_nodes():
-        for origin in one.node.get_origins():
-            original = origin.meta.get("original_aten")
-            if isinstance(original, torch._ops.OpOverload) and not original.is_view:
-                names[original._overloadpacket.__name__] = None
     kind = "sum of" if node.is_reduction() else "fused"
-    return Kernel(f"{kind} {' '.join(sorted(names))}", Cost(1, int(node.get_read_write_buffers_sizes())), None)
+    return Kernel(f"{kind} {' '.join(_operations(node.get_nodes()))}", Cost(1, _traffic(node)), None)
+
+
+def _template(node: Any) -> Kernel:
+    """A product by a kernel that Inductor would write itself, with what is done to its result before it is written."""
+    nodes = node.get_nodes()
+    name, cost, dtype = _product(next(one for one in nodes if one.is_template()))
+    others = _operations([one for one in nodes if not one.is_template()])
+    return Kernel(" ".join([name, *(["and", *others] if others else [])]), Cost(1, _traffic(node), cost.flops), dtype)
 
 
 def _extern(node: Any) -> Kernel:
     """A call of a library: a matrix product, a convolution."""
-    moved = int(node.get_read_write_buffers_sizes())
-    origin = next((one for one in node.node.get_origins() if _multiplies(one)), None)
-    if origin is None:
-        return Kernel(str(node.node.get_operation_name()), Cost(1, moved), None)
+    if not any(map(_multiplies, node.node.get_origins())):
+        return Kernel(str(node.node.get_operation_name()), Cost(1, _traffic(node)), None)
+    name, cost, dtype = _product(node)
+    if name == "convolution":  # its bias is added, and its weights are laid out, by kernels of their own
+        cost = cost._replace(launches=1, bytes=_traffic(node))
+    return Kernel(name, cost, dtype)
+
+
+def _product(node: Any) -> Kernel:
+    """A product or convolution as the operation it was traced from."""
+    origin = next(one for one in node.node.get_origins() if _multiplies(one))
     args, kwargs = (fx.node.map_arg(given, lambda one: one.meta.get("val")) for given in (origin.args, origin.kwargs))
     name = origin.target._schema.name.partition("::")[2]
     cost = cost_of(origin.target, args, kwargs, origin.meta["val"])
-    if name == "convolution":  # its bias is added, and its weights are laid out, by kernels of their own
-        cost = cost._replace(launches=1, bytes=moved)
     return Kernel(name, cost, next(one.dtype for one in args if isinstance(one, Tensor)))
+
+
+def _operations(nodes: Iterable[Any]) -> list[str]:
+    """The names of what some nodes do, in the order of the alphabet."""
+    origins = (origin.meta.get("original_aten") for one in nodes for origin in one.node.get_origins())
+    operations = (one for one in origins if isinstance(one, torch._ops.OpOverload) and not one.is_view)
+    return sorted({one._overloadpacket.__name__ for one in operations})
+
+
+def _traffic(node: Any) -> int:
+    return int(node.get_read_write_buffers_sizes())
 
 
 def _multiplies(node: fx.Node) -> bool:

@@ -105,7 +105,7 @@ def test_differing_keys() -> None:
         ("cifar10", "train.batch_size=1.5", "train.batch_size whole '1.5'"),
         ("cifar10", "train.batch_size=inf", "train.batch_size whole 'inf'"),
         ("cifar10", "train.batch_size=0", "train.batch_size least 1"),
-        ("cifar10", "train.compile=1", "train.compile true false"),
+        ("cifar10", "train.compile=1", "train.compile true false autotune"),
         ("cifar10", "train.precision=fp8", "train.precision fp32, tf32, bf16, fp16 'fp8'"),
         ("cifar10", "train.ema_decay=1", "train.ema_decay 0 below 1"),
         ("imagenet32", "data.variant=old", "data.variant original newer 'old'"),

@@ -118,6 +118,19 @@ def test_learning_curves() -> None:
     assert legend(early) == ["training"]
 
 
+def test_compared_curves() -> None:
+    """Each setting beside the first with the same seed, at the updates that both have; and that one's seeds."""
+    plain = [[train(1, bits_per_dim=a), train(2, bits_per_dim=b)] for a, b in ((4.0, 3.0), (4.5, 3.25))]
+    other = [[train(1, bits_per_dim=4.25), train(2, bits_per_dim=None)], [train(2, bits_per_dim=3.0), train(3)]]
+    figure = figures.compared_curves({"fp32": plain, "bf16": other})
+    assert [curve(figure, 0, i) for i in range(2)] == [([1, 2], [4.0, 3.0]), ([1, 2], [4.5, 3.25])]
+    assert [curve(figure, 1, i) for i in range(3)] == [([1, 2], [0.5, 0.25]), ([1], [0.25]), ([2], [-0.25])]
+    assert figure.axes[1].get_title() == "difference from fp32"
+    assert legend(figure) == ["fp32", "bf16", "fp32, another seed"]
+    with refuses("no bits/dim", UserError):
+        figures.compared_curves({"fp32": plain, "bf16": [[valid(1)], [valid(1)]]})
+
+
 def test_by_setting() -> None:
     """A line for each kind of setting, over the means of seeds; what diverged is a gap."""
     values = {"15 with": [3.0, 3.5], "75 with": [2.0, 2.5], "15 without": [3.0], "75 without": [math.nan, 2.0]}
@@ -160,6 +173,7 @@ def test_whatever_is_logged() -> None:
     drawn = [
         figures.learning_curves([line]),
         figures.gradient_norms({"one": [line]}),
+        figures.compared_curves({"one": [[line]]}),
         figures.cumulative_rate({"one": [0.0]}, [1]),
         figures.rate_and_active_units([line], {1: 2}),
         figures.reconstructions(np.zeros((118, 60, 3), np.uint8), {1: 2}),

@@ -62,7 +62,7 @@ def test_a_whole_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert table(experiment, finished).count("\n| fashion |") == 2
     for run in experiment.runs:
         assert f"{run.directory}: " in run.directory.with_name(f"{run.directory.name}.log").read_text()
-    for figure in ("by_setting", "cumulative_rate", "gradient_norms", "reconstructions"):
+    for figure in ("by_setting", "cumulative_rate", "gradient_norms", "learning_curves", "reconstructions"):
         about = Experiment(**{**vars(experiment), "figure": figure})
         assert draw(about, finished, torch.device("cpu"))["fashion"].std() > 5
     assert draw(Experiment(**{**vars(experiment), "figure": "none"}), finished, torch.device("cpu")) == {}

@@ -212,7 +212,7 @@ def test_compiled_blocks_go_past_nothing_either(
     tiny: Config, place: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What they hand on reaches no foreign module; here with the functions that are compiled as they are."""
-    monkeypatch.setattr("vdvae.fast.compiling._compiled", lambda function: function)
+    monkeypatch.setattr("vdvae.fast.compiling._compiled", lambda function, autotune=False: function)
     plain = live_model(tiny)
     compiled = fast.prepare(copy.deepcopy(plain))
     fast.compile_blocks(compiled)

@@ -316,9 +316,11 @@ def test_replayed_steps_are_those_of_python(tiny: Config, settings: dict[str, ob
     assert (report.skipped, report.nonfinite) == (2, 1)
 
 
-@pytest.mark.parametrize("key", ["cuda_graph", "compress_gradients"])
-def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str) -> None:
-    config = replace(tiny.train, **{key: True})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("key", "value"), [("cuda_graph", True), ("compress_gradients", True), ("compile", "autotune")]
+)
+def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str, value: object) -> None:
+    config = replace(tiny.train, **{key: value})  # type: ignore[arg-type]
     config.check_device(CUDA)
     with refuses(f"train.{key} cpu train.{key}=false"):
         config.check_device(CPU)

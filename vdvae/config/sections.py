@@ -102,8 +102,10 @@ class TrainConfig:
     bf16_states: bool = False
     """Whether the states that blocks add to are in bf16 too, for less traffic; they are in fp32 otherwise. With
     train.precision=bf16 only."""
-    compile: bool = False
-    """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay."""
+    compile: bool | Literal["autotune"] = False
+    """Whether each block is compiled by torch.compile, which on a CPU needs a C++ compiler and does not pay.
+    "autotune", on GPUs, lets it choose the kernel of each product by trial, with what follows the product in it; the
+    first step takes minutes longer."""
     recompute_from: int | Literal["auto"] | None = None
     """Activation checkpointing: blocks of this resolution and above keep only their inputs, and the backward pass runs
     them again. About 40 % more arithmetic for less than half of the memory. "auto" is None where a micro-batch, or with
@@ -182,18 +184,21 @@ class TrainConfig:
                 f"train.precision=bf16 needs a GPU of compute capability 8.0 or more, unlike {describe(device)}; "
                 "set train.precision=fp16, or auto"
             )
-        if self.compress_gradients and device_type != "cuda":
-            raise ValueError(
-                f"train.compress_gradients needs CUDA devices, not {device_type}; set train.compress_gradients=false"
-            )
+        only_cuda = {
+            "compress_gradients": self.compress_gradients,
+            "cuda_graph": self.cuda_graph,
+            "compile": self.fast and self.compile == "autotune",
+        }
+        for key, asked in only_cuda.items():
+            if asked and device_type != "cuda":
+                value = str(getattr(self, key)).lower()
+                raise ValueError(f"train.{key}={value} needs CUDA devices, not {device_type}; set train.{key}=false")
         compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
         if self.fast and self.compile and device_type == "cpu" and not shutil.which(compiler):
             raise ValueError(
                 f"train.compile on a CPU needs the C++ compiler {compiler}, which is not here: install it, or let CXX "
                 "name another; or set train.compile=false"
             )
-        if self.cuda_graph and device_type != "cuda":
-            raise ValueError(f"train.cuda_graph needs CUDA devices, not {device_type}; set train.cuda_graph=false")
 
     def local_batch_size(self, processes: int) -> int:
         """Images that each process contributes to an update.

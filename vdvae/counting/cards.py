@@ -41,7 +41,7 @@ class Card:
             cost: of the operation.
             precision: that it multiplies in.
         """
-        share = CONVOLUTION_SHARE if "conv" in name else PRODUCT_SHARE
+        share = CONVOLUTION_SHARE if name.startswith("conv") else PRODUCT_SHARE
         by_arithmetic = cost.flops / (share * self.flops[precision])
         return max(cost.launches * LAUNCH_SECONDS, cost.bytes / (BANDWIDTH_SHARE * self.bandwidth), by_arithmetic)
 

@@ -32,6 +32,8 @@ CROWDED = 8
 """Resolutions whose names have room above a figure; the highest of ten have one layer each."""
 MOST_POINTS = 300
 """The most points of a learning curve; where there are more reports, each point is the mean of some."""
+FEW_POINTS = 40
+"""The most points of a curve that is compared with others."""
 SETTLED = 0.05
 """The part of a run whose values may leave a learning curve's frame: they are far above all that come after."""
 
@@ -66,6 +68,47 @@ def learning_curves(lines: Lines) -> Figure:
     handles = [line for line in panels[0].get_lines() if len(np.asarray(line.get_xdata()))]
     figure.legend(handles=handles, frameon=False, loc="outside upper center", ncols=len(handles))
     return figure
+
+
+def compared_curves(runs: Mapping[str, Sequence[Lines]]) -> Figure:
+    """The loss of training batches in some settings over each other, and how far each is from the first setting.
+
+    Args:
+        runs: by setting, the lines of one run per seed, the same seeds everywhere. Runs with one seed train on the
+            same images in the same order, and each is compared with that of the first setting; grey is how far the
+            runs of the first setting are from its first one.
+    """
+    curves = {
+        name: [dict(zip(*_series(lines, "train", "bits_per_dim"), strict=True)) for lines in seeds]
+        for name, seeds in runs.items()
+    }
+    if not all(curve for seeds in curves.values() for curve in seeds):
+        raise UserError("no bits/dim are logged yet")
+    first, *others = curves
+    figure, (losses, differences) = _panels(9, 3.4, 2)
+    framed: list[tuple[float, float]] = []
+    for colour, (name, seeds) in zip(_cycle(len(curves)), curves.items(), strict=True):
+        for i, curve in enumerate(seeds):
+            points = _thinned(list(curve), list(curve.values()), FEW_POINTS)
+            losses.plot(*points, color=colour, label=None if i else name, linewidth=1)
+            framed += zip(*points, strict=True)
+    for curve in curves[first][1:]:
+        differences.plot(*_difference(curve, curves[first][0]), color="0.75", label=f"{first}, another seed")
+    for colour, name in zip(_cycle(len(curves))[1:], others, strict=True):
+        for pair in zip(curves[name], curves[first], strict=True):
+            differences.plot(*_difference(*pair), color=colour, linewidth=1)
+    _frame_settled(losses, framed)
+    differences.axhline(0, color="black", linewidth=0.5)
+    losses.set(title="negative ELBO of training batches", xlabel="updates", ylabel="bits/dim")
+    differences.set(title=f"difference from {first}", xlabel="updates", xlim=losses.get_xlim())
+    figure.legend(frameon=False, loc="outside upper center", ncols=1 + len(curves))
+    return figure
+
+
+def _difference(curve: Mapping[int, float], other: Mapping[int, float]) -> tuple[list[int], list[float]]:
+    """How far one curve is above another, at the steps that both have."""
+    steps = [step for step in curve if step in other]
+    return _thinned(steps, [curve[step] - other[step] for step in steps], FEW_POINTS)
 
 
 def gradient_norms(runs: Mapping[str, Lines]) -> Figure:
@@ -278,9 +321,9 @@ def _series_per_resolution(lines: Lines, kind: str, key: str) -> dict[int, tuple
     return {int(name): _series(flat, kind, name) for name in names}
 
 
-def _thinned(steps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+def _thinned(steps: list[int], values: list[float], most: int = MOST_POINTS) -> tuple[list[int], list[float]]:
     """Means of so many neighbours that few points remain, each at the last of its steps."""
-    n = math.ceil(len(steps) / MOST_POINTS) or 1
+    n = math.ceil(len(steps) / most) or 1
     firsts = range(0, len(steps), n)
     return [steps[i : i + n][-1] for i in firsts], [fmean(values[i : i + n]) for i in firsts]
 

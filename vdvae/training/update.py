@@ -111,7 +111,7 @@ class Update:
         fast.prepare(self.ema.model)
         fast.prepare(self.model)
         if self.config.compile:
-            fast.compile_blocks(self.model)
+            fast.compile_blocks(self.model, autotune=self.config.compile == "autotune")
         if self.config.bf16_states:
             fast.keep_states_in(self.model, torch.bfloat16)
         if isinstance(self.config.recompute_from, int):

@@ -179,12 +179,13 @@ def test_curves_that_part(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 
 
 def test_modes_are_settings_of_their_device(tmp_path: Path) -> None:
-    """On a GPU a record is a CUDA graph, on a CPU it is not; and no mode but `both` has two."""
+    """On a GPU a record is a CUDA graph, on a CPU it is not."""
     for mode, (compiles, records) in {
         "eager": (False, False),
         "recorded": (False, True),
         "compiled": (True, False),
         "both": (True, True),
+        "autotuned": ("autotune", True),
     }.items():
         on_gpu, on_cpu = (load_config(str(TINY), overrides(mode, device)).train for device in (CUDA, CPU))
         assert (on_gpu.fast, on_gpu.compile, on_gpu.cuda_graph, on_gpu.replay) == (True, compiles, records, False)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vdvae.counting.cards import CARDS
 from vdvae.counting.tally import Tally
+from vdvae.fast.compiling import AUTOTUNE
 
 pytestmark = pytest.mark.skipif(not can_plan(), reason="this PyTorch's compiler cannot be asked for its plan")
 
@@ -21,12 +22,14 @@ SQUARE = 4 * N * N
 """Bytes of [N, N] in fp32."""
 
 
-def plan(function: Callable[..., Any], *shapes: tuple[int, ...], grad: bool = False) -> tuple[Tally, Any]:
+def plan(
+    function: Callable[..., Any], *shapes: tuple[int, ...], grad: bool = False, options: dict[str, Any] | None = None
+) -> tuple[Tally, Any]:
     """What a compiled function costs on tensors of these shapes, and what it returns."""
     tally = Tally(CARDS["h100"])
     with planned(tally), FakeTensorMode(allow_non_fake_inputs=True), tally:
         tensors = [torch.empty(shape, requires_grad=grad) for shape in shapes]
-        compiled = torch.compile(function, dynamic=False)
+        compiled = torch.compile(function, dynamic=False, options=options)
         result = compiled(*tensors)
         tally.items.clear()
         del result
@@ -50,6 +53,23 @@ def test_pointwise_operations_are_one_kernel() -> None:
 def test_a_product_and_what_follows_it() -> None:
     tally, _ = plan(lambda x, w: (x @ w).relu(), (N, N), (N, N))
     assert figures(tally) == [(1, 3 * SQUARE, 2 * N**3), (1, 2 * SQUARE, 0)]
+
+
+def test_an_autotuned_product_takes_in_what_follows_it() -> None:
+    """Reads both factors and the state, and writes the next state and what is done to it, but not the product."""
+
+    def function(x: Tensor, w: Tensor, b: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        state = state + torch.addmm(b, x, w)
+        return state, state.relu()
+
+    tally, _ = plan(function, (N, N), (N, N), (N,), (N, N), options=AUTOTUNE)
+    assert figures(tally) == [(1, 5 * SQUARE + 4 * N, 2 * N**3)]
+    assert list(tally.items) == [("forward", "mm and add addmm relu")]
+
+
+def test_autotuning_leaves_convolutions_to_the_library() -> None:
+    tally, _ = plan(lambda x, w: torch.conv2d(x, w).relu(), (2, 4, N, N), (8, 4, 3, 3), options=AUTOTUNE)
+    assert {"convolution", "fused relu"} < {name for _, name in tally.items}  # besides, weights are laid out
 
 
 def test_a_convolution_keeps_channels_last() -> None:
