@@ -304,14 +304,18 @@ def test_a_second_run_in_the_same_directory_is_refused(call: Command, tmp_path: 
     assert call(*TRAIN, "train.max_steps=100000", "--max_steps", 1).returncode == 0
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.long)])
-def test_several_processes_have_the_losses_of_one(processes: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("processes", "precision"),
+    [(2, "fp32"), pytest.param(4, "fp32", marks=pytest.mark.long), pytest.param(4, "bf16", marks=pytest.mark.long)],
+)
+def test_several_processes_have_the_losses_of_one(processes: int, precision: str, tmp_path: Path) -> None:
     """Up to the order of summation: the noise of a micro-batch is a function of its place in the global batch."""
     logs: list[list[dict[str, Any]]] = []
     for start_training in (call_script, partial(run_command, processes=processes)):
         folder = tmp_path / str(len(logs))
         folder.mkdir()
-        result = start_training(folder, *TRAIN, "train.micro_batch=2", "train.print_every=1")
+        settings = ["train.micro_batch=2", "train.print_every=1", f"train.precision={precision}"]
+        result = start_training(folder, *TRAIN, *settings)
         assert result.returncode == 0, result.stderr
         logs.append([line for line in log_of(folder / "run") if line["kind"] == "train"])
     for one, other in zip(*logs, strict=True):
