@@ -23,7 +23,7 @@ ROUNDING = 1e-9
 LEGEND = """A verdict holds every seed of one run against every seed of another. *By chance*: how often the seeds would
 come out in the order of the claim if the runs did not differ. *Within the seeds' spread*: they are in an order, but the
 runs are nearer to each other than the seeds of one of them are. *By seed*: of the pairs of runs with the same seed, how
-many differ as the paper says, and the mean difference, above 0 where it is as the paper says."""
+many differ as claimed, and the mean difference, above 0 where it is as claimed."""
 
 
 class Finished(NamedTuple):
@@ -44,7 +44,7 @@ class Pairs(NamedTuple):
 
     @property
     def as_claimed(self) -> int:
-        """How many of the pairs differ as the paper says."""
+        """How many of the pairs differ as claimed."""
         return sum(difference > 0 for difference in self.differences)
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -80,6 +82,17 @@ def test_figure_5_has_73_layers_in_three_designs() -> None:
     assert {sum(layers) for layers in layers_of(experiment, "imagenet32").values()} == {73}
     designs = {run.name: (run.config.model.unpool, run.config.model.topdown_residual) for run in experiment.runs}
     assert designs == {"nearest": ("nearest", True), "conv": ("conv", True), "FFN": ("nearest", False)}
+
+
+def test_precision_is_all_that_differs() -> None:
+    runs = load("precision", "small").runs
+    told = {run.name: (run.config.train.precision, run.config.train.bf16_states) for run in runs}
+    assert told == {"fp32": ("fp32", False), "bf16": ("bf16", False), "bf16 states": ("bf16", True)}
+    for dataset, seed in product(("fashion", "photographs"), (0, 1)):
+        same = [run.config for run in runs if (run.dataset, run.seed) == (dataset, seed)]
+        alike = [replace(one, train=replace(one.train, precision="fp32", bf16_states=False)) for one in same]
+        assert alike == [same[0]] * 3
+        assert same[0].train.max_steps >= 2000
 
 
 def test_a_run_of_another_experiment_is_made_once() -> None:
