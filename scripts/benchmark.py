@@ -141,12 +141,15 @@ def read_settings(args: argparse.Namespace, device: torch.device) -> list[Config
     overrides = [args.overrides]
     if getattr(args, "compare", None) is not None:
         overrides.append(args.overrides + re.split(r",(?=\w+\.)", args.compare))  # a list of blocks has commas too
-    trains = args.kind in ("train", "memory", "count")
+    trains = args.kind in ("train", "memory") or (args.kind == "count" and args.of == "train")
     card = CARDS[args.card] if args.kind == "count" else None
     settings = [setting_of(load_config(args.hps, one), device, args.batch, trains, card) for one in overrides]
     if card and (precision := settings[0].train.precision) not in card.flops:
         takes = ", ".join(card.flops)
         raise UserError(f"{card.title} does not compute in {precision}; set train.precision to one of {takes}")
+    if args.kind == "train" or (args.kind == "memory" and not args.counted):
+        for setting in settings:
+            setting.train.check_device(device)
     if len(settings) > 1 and settings[0] == settings[1]:
         raise UserError(f"--compare: {args.compare} changes nothing that {args.kind} measures")
     return settings
@@ -204,6 +207,7 @@ def count_step(args: argparse.Namespace, setting: Config, device: torch.device) 
     print_counts(ways, card)
     if args.json:
         about = {"kind": args.kind, "of": args.of, "hps": args.hps, "overrides": args.overrides, "card": args.card}
+        about |= {key: getattr(setting.train, key) for key in ("precision", "compile", "recompute_from")}
         about |= {"card_facts": asdict(card), "assumptions": ASSUMPTIONS}
         counted, best = {way: asdict(one) for way, one in ways.items()}, best_of(ways)
         write_result(args.json, device, about, {**counted[best], "way": best, **counted})

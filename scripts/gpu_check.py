@@ -26,7 +26,7 @@ from vdvae.command_line import add_device
 from vdvae.config import load_config
 from vdvae.errors import CommandLine, UserError, exit_on_interrupt, exit_on_user_error
 from vdvae.runtime.device import describe, pick_device
-from vdvae.runtime.results import prepare_result, write_result
+from vdvae.runtime.results import made_on, prepare_result, write_result
 
 
 @exit_on_interrupt("the file has all parts that were done")
@@ -39,15 +39,16 @@ def main() -> None:
         path = (args.json or Path(f"gpu-check-{slug(describe(device))}.json")).absolute()
         prepare_result(path)
     setting = Setting(args.hps, str(device), str(path))
-    about = {"hps": args.hps, "minutes": args.minutes}
-    kept = {name: one for name, one in earlier_parts(path, device).items() if name not in {p.name for p in args.parts}}
-    outcomes: dict[str, Outcome] = {}
+    written, outcomes = earlier_parts(path, device), dict[str, Outcome]()
     end = time.monotonic() + 60 * args.minutes
     for part in args.parts:
         print(f"{part.name} ... ", end="", flush=True)
         outcomes[part.name] = outcome = outcome_of(part, setting, end - time.monotonic())
         print(f"{outcome.verdict}, {outcome.seconds:.0f} s", flush=True)
-        write_result(path, device, about, {"parts": kept | {n: as_json(o) for n, o in outcomes.items()}})
+        if outcome.verdict != SKIPPED or part.name not in written:
+            made = made_on(device)
+            written[part.name] = {"hps": args.hps, "git": made["git"], "time": made["time"], **as_json(outcome)}
+        write_result(path, device, {"minutes": args.minutes}, {"parts": written})
     print_summary(outcomes, path)
     sys.exit(any(outcome.verdict == FAILED for outcome in outcomes.values()))
 
@@ -84,7 +85,7 @@ def outcome_of(part: Part, setting: Setting, left: float) -> Outcome:
 
 
 def earlier_parts(path: Path, device: torch.device) -> dict[str, Any]:
-    """The parts in a file that is there, if it is of the same card."""
+    """The parts in a file that is there, if it is of the same card, each with the preset and the commit it is of."""
     try:
         content = json.loads(path.read_text())
         return dict(content["parts"]) if content["hardware"] == describe(device) else {}

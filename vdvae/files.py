@@ -30,12 +30,17 @@ def from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def temporary_name(path: Path) -> Path:
+    """What a file is named until it is complete."""
+    return path.with_name(f"{path.name}.tmp")
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file to write, under a temporary name: it replaces `path` when it is complete and on the disk, whatever
     happens to the process or the machine in between, and not at all after an error.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file

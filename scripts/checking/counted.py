@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring.memory import MEGABYTE
 
+from checking.modes import MODES
 from checking.parts import COUNTED
 from checking.setting import CheckFailedError, Figures, NotMeasuredError, Setting
 from vdvae.counting.cards import CARDS
@@ -22,18 +24,19 @@ from vdvae.runtime.precision import best_precision
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
 TOLERANCE = 0.25
 """Share by which launches and memory may differ from the count."""
+MEMORY_TOLERANCE = 0.1
+"""Share by which a card's memory may differ from its data sheet's: some is reserved."""
 
 
 def check(setting: Setting) -> Iterator[Figures]:
     """Kernels, peak memory and images per second of the eager and the compiled step at micro-batch 32."""
-    earlier = json.loads(Path(setting.json).read_text())["parts"]
-    card = card_of(describe(setting.device))
+    earlier = speeds_of(setting)
+    card = card_of(*facts_of(setting.device))
     counts = count(setting, card or "h100")
     yield {"count": counts}
     failed, told = [], []
     for mode in ("eager", "compiled"):
-        measured = earlier.get(f"speed {COUNTED} {mode}", {}).get("figures", {})
-        compared = compare(counts.get(mode, {}), measured, has_bound=card is not None)
+        compared = compare(counts.get(mode, {}), earlier.get(mode, {}), has_bound=card is not None)
         yield {mode: compared}
         told.append(f"{mode} " + ", ".join(f"{name} {one['ratio']:.2f}" for name, one in compared.items()))
         yield {"told": f"measured over counted: {'; '.join(told)}"}
@@ -63,9 +66,27 @@ def count(setting: Setting, card: str) -> dict[str, Any]:
     raise CheckFailedError(f"benchmark.py count: {one_line(done.stderr)[-300:]}")
 
 
-def card_of(name: str) -> str | None:
-    """The card to count for, from a device's name; None of one whose bounds nobody has written down."""
-    return next((card for card in CARDS if card in name.lower().replace(" ", "")), None)
+def speeds_of(setting: Setting) -> dict[str, Figures]:
+    """What earlier parts of this check's file measured of the preset, by mode."""
+    path = Path(setting.json)
+    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    found = {mode: parts.get(f"speed {COUNTED} {mode}", {}) for mode in MODES}
+    return {mode: part["figures"] for mode, part in found.items() if part.get("hps") == setting.hps}
+
+
+def facts_of(device: torch.device) -> tuple[str, int, int]:
+    """The name of a GPU, the number of its processors, and the bytes of its memory."""
+    properties = torch.cuda.get_device_properties(device)
+    return describe(device), properties.multi_processor_count, properties.total_memory
+
+
+def card_of(name: str, processors: int, memory: int) -> str | None:
+    """The card to count for; None of one whose bounds nobody has written down, such as a smaller one of the name."""
+    for key, card in CARDS.items():
+        is_whole = processors == card.processors and abs(memory / card.memory_bytes - 1) < MEMORY_TOLERANCE
+        if key in name.lower().replace(" ", "") and is_whole:
+            return key
+    return None
 
 
 def compare(counted: dict[str, Any], measured: Figures, has_bound: bool = True) -> dict[str, dict[str, float]]:

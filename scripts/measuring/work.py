@@ -39,8 +39,7 @@ def setting_of(
         config: of the preset and overrides.
         device: what it is measured on.
         batch: images of one step; the preset's micro-batch if None, or its whole batch where it has none.
-        trains: if not, the work is in fp32 and not compiled, as in evaluate.py and sample.py.
-
+        trains: if not, the work is not compiled and on a device in fp32, as in evaluate.py and sample.py.
         card: the GPU that it is counted for, in the place of the device.
 
     Raises:
@@ -50,7 +49,7 @@ def setting_of(
     if batch is not None:
         train = replace(train, batch_size=batch, micro_batch=None)
     if not trains:
-        train = replace(train, precision="fp32", compile=False, recompute_from=None)
+        train = replace(train, precision=train.precision if card else "fp32", compile=False, recompute_from=None)
     config = replace(config, train=train)
     train = (resolve_for_card(config, card) if card else resolve(config, World(0, 1, device))).train
     images = train.images_at_once(train.batch_size)

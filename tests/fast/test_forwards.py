@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -220,6 +221,15 @@ def test_compiled_blocks_go_past_nothing_either(
         change(model, place, kind)
     expected, found = (model(random_images(tiny), noise()) for model in (plain, compiled))
     torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
+
+
+def test_a_compiled_model_can_be_copied(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdvae.fast.compiling._compiled", lambda function, autotune=False: function)
+    model = fast.prepare(live_model(tiny))
+    fast.compile_blocks(model)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        found, expected = (one(random_images(tiny), noise()).nats_per_dim for one in (copied, model))
+        assert torch.equal(found, expected)
 
 
 def test_training_and_evaluation_are_told_apart(tiny: Config) -> None:

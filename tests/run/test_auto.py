@@ -151,6 +151,7 @@ def test_the_demo_is_one_micro_batch_that_nobody_counts(monkeypatch: pytest.Monk
     monkeypatch.setattr(auto, "memory_of_step", lambda *_: pytest.fail("counted"))
     train = resolve(load_config("fashion", []), ALONE).train
     assert (train.images_at_once(16), train.precision, train.left_to_hardware()) == (16, "fp32", [])
+    assert replace(train, micro_batch=100).images_at_once(16) == 16  # no more than there are
     assert in_words(train, ALONE) == "1 x cpu, fp32, micro-batches of 16"
 
 

@@ -242,8 +242,12 @@ def test_results_say_what_they_were_made_on(tmp_path: Path) -> None:
     facts = ["time", "command", "git", "vdvae", "torch", "python", "hardware", "processes"]
     assert list(told) == ["hps", *facts, "seconds"]
     assert (told["torch"], told["vdvae"], told["processes"]) == (torch.__version__, __version__, 1)
-    with refuses(f"--json {tmp_path} folder"):
-        prepare_result(tmp_path)
+    for kind, wrong in {"folder": tmp_path, "device": Path("/dev/null")}.items():
+        with refuses(f"--json {wrong} {kind}"):
+            prepare_result(wrong)
+    with pytest.raises(OSError, match="name too long"):  # before anything is measured
+        prepare_result(tmp_path / ("a" * 252))
+    assert [one.name for one in tmp_path.iterdir()] == ["new"]
 
 
 def git(folder: Path, *arguments: str) -> str:

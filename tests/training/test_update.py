@@ -326,6 +326,11 @@ def test_what_only_gpus_do_is_refused_elsewhere(tiny: Config, key: str, value: o
         config.check_device(CPU)
 
 
+def test_states_in_bf16_where_auto_is_another_precision(tiny: Config) -> None:
+    with refuses("train.bf16_states train.precision=bf16 fp32"):
+        replace(tiny.train, precision="auto", bf16_states=True).check_device(CPU)
+
+
 def test_compiling_without_a_compiler_is_refused(tiny: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU, where PyTorch would end in an InductorError; on a GPU it has its own."""
     config = replace(tiny.train, compile=True)

@@ -13,7 +13,7 @@ import torch
 
 from vdvae.model.config import ModelConfig
 from vdvae.runtime.device import describe
-from vdvae.runtime.precision import Precision, has_bf16
+from vdvae.runtime.precision import Precision, best_precision, has_bf16
 
 Variant = Literal["original", "newer"]
 """The two down-samplings of ImageNet."""
@@ -165,7 +165,7 @@ class TrainConfig:
     def images_at_once(self, share: int) -> int:
         """The most images of a process's share of the batch that its device takes at once."""
         assert self.micro_batch != "auto", "resolved before"
-        return self.micro_batch or share
+        return min(self.micro_batch or share, share)
 
     def left_to_hardware(self) -> list[str]:
         """The keys whose "auto" depends on the hardware."""
@@ -176,9 +176,11 @@ class TrainConfig:
 
         Raises:
             ValueError: it asks for what only CUDA devices do, or newer ones than this, or for a compiler that is not
-                there.
+                there; or for bf16 states where "auto" is another precision.
         """
         device_type = device.type
+        if self.bf16_states and self.precision == "auto":
+            replace(self, precision=best_precision(device))  # refuses another than bf16
         if self.precision == "bf16" and device_type == "cuda" and not has_bf16(device):
             raise ValueError(
                 f"train.precision=bf16 needs a GPU of compute capability 8.0 or more, unlike {describe(device)}; "

@@ -40,15 +40,13 @@ def compile_blocks(model: VDVAE, autotune: bool = False) -> None:
     torch._functorch.config.activation_memory_budget = MEMORY_BUDGET
     for module in model.modules():
         if isinstance(module, FastTopDownBlock):
-            module.compute_merged = partial(_top_down_block, _compiled(_top_down_block_and_gelu, autotune))
+            module.compute_merged = partial(_top_down_block, autotune)
         elif isinstance(module, FastBlock):
-            module.compute = partial(_residual_block, _compiled(_residual_block_and_gelu, autotune))
+            module.compute = partial(_residual_block, autotune)
         elif isinstance(module, (FastEncoder, FastDecoder)):
             module.is_compiled = True
-    out_net = model.decoder.out_net
-    if type(out_net) is MixtureNet:  # of another likelihood, nothing is known
-        distribution = out_net.distribution
-        out_net.distribution = lambda parameters: _CompiledMixture(*distribution(parameters))  # type: ignore[method-assign]
+    if type(model.decoder.out_net) is MixtureNet:  # of another likelihood, nothing is known
+        model.decoder.out_net.__class__ = _CompiledMixtureNet
 
 
 @cache
@@ -57,10 +55,10 @@ def _compiled(function: Callable[..., Any], autotune: bool = False) -> Callable[
 
 
 def _residual_block(
-    compiled: Callable[..., Any], weights: Bottleneck, x: Tensor, activated: Tensor | None, residual: bool, way: Way
+    autotune: bool, weights: Bottleneck, x: Tensor, activated: Tensor | None, residual: bool, way: Way
 ) -> State:
     activated = gelu(x) if activated is None else activated
-    return State(*compiled(weights, x, activated, residual, way))
+    return State(*_compiled(_residual_block_and_gelu, autotune)(weights, x, activated, residual, way))
 
 
 def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
@@ -69,7 +67,7 @@ def _residual_block_and_gelu(*arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def _top_down_block(
-    compiled: Callable[..., Any],
+    autotune: bool,
     weights: TopDown,
     also: merged.Merged,
     x: Tensor,
@@ -78,13 +76,21 @@ def _top_down_block(
     *others: Any,
 ) -> tuple[State, Latent]:
     activated = gelu(condition) if activated is None else activated
-    x, activated, *latent = compiled(weights, also, x, activated, activated, *others)
+    x, activated, *latent = _compiled(_top_down_block_and_gelu, autotune)(
+        weights, also, x, activated, activated, *others
+    )
     return State(x, activated), merged.RatedLatent(*latent)
 
 
 def _top_down_block_and_gelu(*arguments: Any) -> tuple[Tensor, ...]:
     x, latent, features = merged.top_down_block(*arguments)
     return x, gelu(x), latent.kl.sum(1), latent.z.detach(), features.detach()
+
+
+class _CompiledMixtureNet(MixtureNet):
+    def distribution(self, parameters: Tensor) -> Mixture:
+        """See `MixtureNet.distribution`."""
+        return _CompiledMixture(*super().distribution(parameters))
 
 
 class _CompiledMixture(Mixture):

@@ -98,7 +98,7 @@ def _fitting(config: Config, share: int, usable: int, is_gpu: bool) -> tuple[int
         most = share if is_gpu else max(1, int(CPU_FLOPS // forward_flops(config.model)))
         sizes = [n for n in range(1, min(share, most) + 1) if share % n == 0]
     else:
-        sizes = [min(share, train.images_at_once(share))]
+        sizes = [train.images_at_once(share)]
     checkpoints = [train.recompute_from]
     if train.recompute_from == "auto":
         checkpoints = [None, CHECKPOINTED_FROM] if train.fast else [None]  # without vdvae.fast, nothing is checkpointed

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vdvae.errors import UserError
-from vdvae.files import atomic_write
+from vdvae.files import atomic_write, temporary_name
 from vdvae.launch import read_launch
 from vdvae.runtime.device import describe
 from vdvae.version import __version__
@@ -30,15 +30,18 @@ def prepare_result(path: Path | None) -> None:
     """Makes the folder for a result file, if there is to be one, before a measurement that may take hours.
 
     Raises:
-        UserError: it is a folder itself.
+        UserError: it is a folder itself, or a device.
         ValueError: a launcher's environment is impossible, which results say, see `read_launch`.
-        OSError: the folder cannot be made.
+        OSError: the folder cannot be made, or no file in it.
     """
     if path:
         read_launch()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise UserError(f"--json must be a file, and {path} is a folder")
+        if path.exists() and not path.is_file():
+            raise UserError(f"--json must be a file, and {path} is a {'folder' if path.is_dir() else 'device'}")
+        temporary = temporary_name(path)
+        temporary.touch()
+        temporary.unlink()
 
 
 def write_result(path: Path, device: torch.device, about: dict[str, Any], figures: dict[str, Any]) -> None:

@@ -95,11 +95,23 @@ def test_the_count_against_what_was_measured() -> None:
     assert compare({}, MEASURED) == compare(counts, {}) == {}
 
 
-def test_cards() -> None:
-    assert card_of("NVIDIA H100 80GB HBM3") == "h100"
-    assert card_of("Tesla V100-SXM2-16GB") == "v100"
-    assert card_of("NVIDIA GeForce RTX 4090") == "rtx4090"
-    assert card_of("NVIDIA H200") is None  # counted as an H100, whose bound it may exceed
+@pytest.mark.parametrize(
+    ("name", "processors", "memory", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", 132, 79.1, "h100"),
+        ("NVIDIA A100-SXM4-80GB", 108, 79.2, "a100"),
+        ("Tesla V100-SXM2-32GB", 80, 31.7, "v100"),
+        ("NVIDIA GeForce RTX 4090", 128, 23.5, "rtx4090"),
+        ("NVIDIA H100 NVL", 132, 93.1, None),  # more bandwidth
+        ("NVIDIA H100 PCIe", 114, 79.2, None),
+        ("NVIDIA A100-SXM4-40GB", 108, 39.4, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 76, 15.7, None),
+        ("NVIDIA H200", 132, 139.8, None),
+    ],
+)
+def test_cards(name: str, processors: int, memory: float, card: str | None) -> None:
+    """Only what is all of the card on a data sheet is held to its bound."""
+    assert card_of(name, processors, int(memory * 2**30)) == card
 
 
 @pytest.mark.parametrize(
@@ -124,8 +136,9 @@ def test_the_count_of_both_kinds_of_step(monkeypatch: pytest.MonkeyPatch, tmp_pa
     code = f"import sys; open(sys.argv[sys.argv.index('--json') + 1], 'w').write({json.dumps(counts)!r})"
     (tmp_path / "benchmark.py").write_text(code)
     monkeypatch.setattr(counted, "BENCHMARK", tmp_path / "benchmark.py")
-    monkeypatch.setattr(counted, "describe", lambda _: "NVIDIA A100-SXM4-80GB")
-    earlier = {"parts": {f"speed 32 {mode}": {"figures": MEASURED} for mode in ("eager", "compiled")}}
+    monkeypatch.setattr(counted, "facts_of", lambda _: ("NVIDIA A100-SXM4-80GB", 108, 80 * 2**30))
+    parts = {f"speed 32 {mode}": {"hps": str(TINY), "figures": MEASURED} for mode in ("eager", "compiled")}
+    earlier = {"parts": parts}
     (tmp_path / "check.json").write_text(json.dumps(earlier))
     figures: dict[str, Any] = {}
     with pytest.raises(CheckFailedError, match="compiled: launches are 1,000, and 10,000 were counted"):

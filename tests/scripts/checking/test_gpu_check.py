@@ -138,6 +138,10 @@ def test_time_that_is_up(call: Command, monkeypatch: pytest.MonkeyPatch) -> None
     verdicts = {name: part["verdict"] for name, part in found.items()}
     assert verdicts == {"is fine": "ok", "hangs": "skipped", "raises": "skipped", "is wrong": "skipped"}
     says(found["raises"]["reason"], "time up --minutes")
+    monkeypatch.setattr(parts, "PARTS", [faulty("is fine")])
+    _, again, _ = check(call, "--minutes", 1e-6)
+    assert again["is fine"] == found["is fine"]  # what was measured is not thrown away
+    assert found["is fine"].keys() >= {"hps", "git", "time"}
     assert len([line for line in printed.splitlines() if line[20:29] == " skipped "]) == 3
 
 

@@ -52,12 +52,12 @@ def test_speed(arguments: list[object], setting: str, call: Command, tmp_path: P
 
 
 def test_memory(call: Command, tmp_path: Path) -> None:
-    arguments = ["memory", "--hps", TINY, "--compare", "train.micro_batch=64", "--json", "memory.json"]
+    arguments = ["memory", "--hps", TINY, "--compare", "train.micro_batch=2", "--json", "memory.json"]
     result = call("scripts/benchmark.py", *arguments)
     assert result.returncode == 0, result.stderr
     told = json.loads((tmp_path / "memory.json").read_text())
     assert told.keys() >= ABOUT
-    assert (told["batch"], told["compared"]["batch"]) == (8, 64)
+    assert (told["batch"], told["compared"]["batch"]) == (8, 2)
     assert 0 < told["step_mb"] <= told["peak_mb"]
     assert told["ratio"] == told["peak_mb"] / told["compared"]["peak_mb"]
     assert "peak memory" in result.stdout
@@ -97,15 +97,19 @@ def test_count(call: Command, tmp_path: Path) -> None:
     counts = {"launches", "bytes_per_image", "saved_bytes_per_image", "peak_bytes", "images_per_second_bound"}
     assert told.keys() >= (ABOUT - {"setting", "threads"}) | counts
     assert (told["batch"], told["card"], told["of"], told["way"]) == (3, "a100", "train", "eager")
+    assert (told["precision"], told["compile"], told["recompute_from"]) == ("bf16", False, None)
     assert told["launches"] == told["eager"]["launches"]
     assert "compiled" not in told
     says(result.stdout, f"counted A100 {told['launches']:,} backward:")
 
 
 def test_count_samples(call: Command) -> None:
-    result = call("scripts/benchmark.py", "count", "--hps", TINY, "--of", "sample", "train.precision=bf16")
-    assert result.returncode == 0, result.stderr
-    says(result.stdout, "samples of 8 images in bf16 counted")
+    """As many as one likes: what a training step takes does not matter."""
+    many = ["--batch", 10**6, "train.recompute_from=auto"]
+    for batch, arguments in {"8": [], "1000000": many}.items():
+        result = call("scripts/benchmark.py", "count", "--hps", TINY, "--of", "sample", *arguments)
+        assert result.returncode == 0, result.stderr
+        says(result.stdout, f"samples of {batch} images in bf16 counted")
 
 
 @pytest.mark.parametrize(
@@ -128,6 +132,8 @@ def test_count_samples(call: Command) -> None:
         (["evaluate", "--hps", TINY, "--compare", "train.precision=bf16"], "train.precision=bf16 evaluate"),
         (["sample", "--hps", TINY, "--compare", "train.fast=true"], "train.fast=true sample"),
         (["train", "--hps", TINY, "--device", "tpu"], "device 'tpu'"),
+        (["train", "--hps", TINY, "train.compile=autotune"], "train.compile=autotune cpu false"),
+        (["memory", "--hps", TINY, "--compare", "train.cuda_graph=true"], "train.cuda_graph=true cpu false"),
         (["speed", "--hps", TINY], "'speed'"),
         (["train"], "--hps"),
     ],
