@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+from measuring.flops import flops_per_image
 
 from tests.conftest import ROOT
 from vdvae.config import load_config
-from vdvae.counting.cards import GIB
+from vdvae.counting.cards import CARDS, GIB
 from vdvae.counting.memory import memory_of_step
 from vdvae.run.auto import CONTEXT_BYTES, USABLE
 
@@ -78,6 +80,43 @@ def test_the_exchange_of_a_gradient() -> None:
         ring = 2 * (int(n) - 1) / int(n) * 4 * PARAMETERS
         for told, bandwidth in zip(milliseconds, (400e9, 50e9, 12.5e9, 3.125e9, 1.25e9), strict=True):
             assert float(told) == pytest.approx(1000 * ring / bandwidth, abs=0.051 if "." in told else 0.51)
+
+
+def counted(name: str, way: str = "compiled") -> dict[str, Any]:
+    """What `benchmark.py count` wrote into results/count/."""
+    figures: dict[str, Any] = json.loads((ROOT / f"results/count/{name}.json").read_text())[way]
+    return figures
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_arithmetic() -> None:
+    """Of each preset as it is written, and images per second by the data sheets."""
+    cards = [CARDS["h100"].flops["bf16"], CARDS["a100"].flops["bf16"], CARDS["v100"].flops["fp16"]]
+    cards.append(CARDS["rtx4090"].flops["bf16"])
+    cell = r" ([0-9,]+)(?: images/s)? \|"
+    table = re.findall(rf"^  \| `(\w+)` \|{5 * cell}$", PAGE, re.MULTILINE)
+    assert len(table) == 5
+    for preset, gflop, *speeds in table:
+        flops = flops_per_image(load_config(preset).model)
+        assert number(gflop) == round(flops / 1e9)
+        for told, rate in zip(speeds, cards, strict=True):
+            assert number(told) == round(rate / flops)
+
+
+def test_several_gpus() -> None:
+    """Images per second by the counted step of each GPU's share, and the exchange."""
+    table = re.findall(
+        r"^\| (\d+) \| (\d+) \| ([0-9.]+) ms \| ([0-9.]+) ms \| ([0-9,]+) \| ([0-9.]+) \|$", PAGE, re.MULTILINE
+    )
+    assert [int(gpus) for gpus, *_ in table] == [8, 16, 32, 64, 256]
+    for gpus, images, step, exchange, told, times in table:
+        assert int(gpus) * int(images) == 256
+        assert float(step) == round(counted(f"imagenet32-h100-{images}")["milliseconds_bound"], 1)
+        assert number(told) == pytest.approx(256_000 / (float(step) + float(exchange)), abs=1)
+        assert float(times) == pytest.approx(number(told) / number(table[0][4]), abs=0.005)
 
 
 def test_days() -> None:
