@@ -111,11 +111,11 @@ def count_samples(config: Config, card: Card) -> Counted:
 
 
 def count(config: Config, card: Card, of: str) -> dict[str, Counted]:
-    """What each way costs that there is: "eager" and, of an update whose blocks can be compiled here, "compiled"."""
+    """What each way costs that there is: "eager" and, of an update whose blocks the card can have compiled, "compiled"."""
     if of == "sample":
         return {"eager": count_samples(config, card)}
     ways = {"eager": count_update(config, card, compiled=False)}
-    if config.train.fast and can_plan():
+    if config.train.fast and card.has_triton and can_plan():
         ways["compiled"] = count_update(config, card, compiled=True)
     return ways
 

@@ -32,6 +32,11 @@ class Card:
     capability: tuple[int, int]
     """The compute capability, major and minor."""
 
+    @property
+    def has_triton(self) -> bool:
+        """Whether PyTorch's compiler writes kernels for it: since PyTorch 2.7, for 8.0 and newer."""
+        return self.capability >= (8, 0)
+
     def seconds(self, name: str, cost: Cost, precision: str) -> float:
         """The time that an operation takes at least: of its launches, of its bytes or of its arithmetic, whichever is
         the longest.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring.count import Counted, best_of, count_samples, count_update
+from measuring.count import Counted, best_of, count, count_samples, count_update
 from measuring.flops import flops_per_image
 from measuring.planned import can_plan
 from measuring.work import setting_of
@@ -114,6 +114,14 @@ def test_samples(tiny: Config) -> None:
     assert set(counted.parts) == {"forward"}
     assert 0 < counted.flops_per_image < flops_per_image(tiny.model, backward=False)
     assert (counted.saved_bytes_per_image, counted.all_reduce_bytes) == (0, 0)
+
+
+@pytest.mark.skipif(not can_plan(), reason="this PyTorch's compiler cannot be asked for its plan")
+@pytest.mark.parametrize(
+    ("card", "ways"), [("v100", ["eager"]), pytest.param("a100", ["eager", "compiled"], marks=pytest.mark.long)]
+)
+def test_what_has_no_triton_is_not_compiled(card: str, ways: list[str], tiny: Config) -> None:
+    assert list(count(setting_of(with_train(tiny, precision="fp16"), CPU, 2), CARDS[card], "train")) == ways
 
 
 @pytest.mark.long
