@@ -111,7 +111,7 @@ def count_samples(config: Config, card: Card) -> Counted:
 
 
 def count(config: Config, card: Card, of: str) -> dict[str, Counted]:
-    """What each way costs that there is: "eager" and, of an update whose blocks the card can have compiled, "compiled"."""
+    """What each way costs that there is: "eager" and, of an update, "compiled" where the card can have it."""
     if of == "sample":
         return {"eager": count_samples(config, card)}
     ways = {"eager": count_update(config, card, compiled=False)}
