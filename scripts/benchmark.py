@@ -81,9 +81,9 @@ def main() -> None:
     with exit_on_bad_image():
         if args.kind == "memory":
             measure = counted_memory if args.counted else partial(memory_of_step, device=device)
-            print_summary(args, device, [measure(setting) for setting in settings])
+            print_summary(args, device, settings, [measure(setting) for setting in settings])
         else:
-            print_summary(args, device, speeds(args, settings, device))
+            print_summary(args, device, settings, speeds(args, settings, device))
 
 
 def command_line() -> CommandLine:
@@ -169,14 +169,20 @@ def speeds(args: argparse.Namespace, settings: Sequence[Config], device: torch.d
 
 
 def print_summary(
-    args: argparse.Namespace, device: torch.device, figures: Sequence[Speed | StepMemory | CountedMemory]
+    args: argparse.Namespace,
+    device: torch.device,
+    settings: Sequence[Config],
+    figures: Sequence[Speed | StepMemory | CountedMemory],
 ) -> None:
     """Prints a column for each setting and how the first compares, and writes all figures."""
     names = ["the library", f"the library with {args.compare}"][: len(figures)]
     threads = torch.get_num_threads()
     print(f"{args.kind} {' '.join([args.hps, *args.overrides])}, on {describe(device)}, threads: {threads}")
-    for letter, name, one in zip("AB", names, figures, strict=False):
-        print(f"{letter}: {name}, batch {one.batch}")
+    for letter, name, setting, one in zip("AB", names, settings, figures, strict=False):
+        train = setting.train
+        checkpoints = f", activation checkpointing from {train.recompute_from}" if train.recompute_from else ""
+        precision = args.precision if args.kind == "sample" else train.precision
+        print(f"{letter}: {name}, batch {one.batch}, {precision}{checkpoints}")
     if device.type == "cuda" and args.batch is None and args.kind == "train":
         print("the batch is the preset's micro-batch, so small that the host may be what was measured: see --batch")
     told = [asdict(one) for one in figures]

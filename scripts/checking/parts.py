@@ -38,10 +38,10 @@ PARTS = [
     *(throughput(COUNTED, mode, profiled=True) for mode in MODES),
     Part("tests", "checking.suite", 90, needs_cuda=True),
     Part("two processes", "checking.two_processes", 60),
+    Part("compiled step", "checking.steps", 120, {"modes": list(COMPILED_MODES)}, needs_cuda=True),
     Part("curves", "checking.curves", 120),
     Part("count", "checking.counted", 240, needs_cuda=True),
     throughput(COUNTED, AUTOTUNED, profiled=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in ("eager", "recorded")),
-    Part("compiled step", "checking.steps", 120, {"modes": list(COMPILED_MODES)}, needs_cuda=True),
     *(throughput(batch, mode) for batch in (64, 8) for mode in COMPILED_MODES),
 ]
