@@ -106,6 +106,14 @@ def test_arithmetic() -> None:
             assert number(told) == round(rate / flops)
 
 
+def test_one_gpu() -> None:
+    """An H100's images per second are counted ones."""
+    cells = re.findall(r"^\| `(\w+)` \| (\d+) at (\d+) images", PAGE, re.MULTILINE)
+    assert {"cifar10", "imagenet32", "imagenet64"} <= {preset for preset, *_ in cells}
+    for preset, told, images in cells:
+        assert int(told) == round(counted(f"{preset}-h100-{images}")["images_per_second_bound"])
+
+
 def test_several_gpus() -> None:
     """Images per second by the counted step of each GPU's share, and the exchange."""
     table = re.findall(
