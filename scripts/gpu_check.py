@@ -39,6 +39,8 @@ def main() -> None:
         path = (args.json or Path(f"gpu-check-{slug(describe(device))}.json")).absolute()
         prepare_result(path)
     setting = Setting(args.hps, str(device), str(path))
+    facts = made_on(device)
+    made = {"hps": args.hps, "git": facts["git"], "time": facts["time"]}
     written, outcomes = earlier_parts(path, device), dict[str, Outcome]()
     end = time.monotonic() + 60 * args.minutes
     for part in args.parts:
@@ -46,8 +48,7 @@ def main() -> None:
         outcomes[part.name] = outcome = outcome_of(part, setting, end - time.monotonic())
         print(f"{outcome.verdict}, {outcome.seconds:.0f} s", flush=True)
         if outcome.verdict != SKIPPED or part.name not in written:
-            made = made_on(device)
-            written[part.name] = {"hps": args.hps, "git": made["git"], "time": made["time"], **as_json(outcome)}
+            written[part.name] = {**made, **as_json(outcome)}
         write_result(path, device, {"minutes": args.minutes}, {"parts": written})
     print_summary(outcomes, path)
     sys.exit(any(outcome.verdict == FAILED for outcome in outcomes.values()))

@@ -30,20 +30,19 @@ def draw(experiment: Experiment, finished: Sequence[Finished], device: torch.dev
 
 
 def _figure(experiment: Experiment, finished: Sequence[Finished], device: torch.device) -> Any:
-    first = finished[0].run
+    first, names = finished[0].run, dict.fromkeys(run.name for run, _ in finished)
     if experiment.figure == "gradient_norms":
         return figures.gradient_norms(
             {f"{run.name}, seed {run.seed}": read_lines(run.directory) for run, _ in finished}
         )
     if experiment.figure == "learning_curves":
-        runs: dict[str, list[figures.Lines]] = {}
-        for run, _ in finished:
-            runs.setdefault(run.name, []).append(read_lines(run.directory))
-        return figures.compared_curves(runs)
+        return figures.compared_curves(
+            {name: [read_lines(run.directory) for run, _ in finished if run.name == name] for name in names}
+        )
     if experiment.figure == "cumulative_rate":
         curves = {
             name: np.mean([outcome.layer_rate for run, outcome in finished if run.name == name], 0).tolist()
-            for name in dict.fromkeys(run.name for run, _ in finished)
+            for name in names
         }
         return figures.cumulative_rate(curves, [spec.resolution for spec in first.config.model.decoder_specs])
     if experiment.figure == "reconstructions":

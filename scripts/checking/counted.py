@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from measuring.memory import MEGABYTE
 
-from checking.modes import MODES
-from checking.parts import COUNTED
+from checking.parts import COUNTED, name_of_speed
 from checking.setting import CheckFailedError, Figures, NotMeasuredError, Setting
 from vdvae.counting.cards import CARDS
 from vdvae.errors import one_line
@@ -22,6 +21,7 @@ from vdvae.runtime.device import describe
 from vdvae.runtime.precision import best_precision
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmark.py"
+COUNTED_MODES = ("eager", "compiled")
 TOLERANCE = 0.25
 """Share by which launches and memory may differ from the count."""
 MEMORY_TOLERANCE = 0.1
@@ -35,7 +35,7 @@ def check(setting: Setting) -> Iterator[Figures]:
     counts = count(setting, card or "h100")
     yield {"count": counts}
     failed, told = [], []
-    for mode in ("eager", "compiled"):
+    for mode in COUNTED_MODES:
         compared = compare(counts.get(mode, {}), earlier.get(mode, {}), has_bound=card is not None)
         yield {mode: compared}
         told.append(f"{mode} " + ", ".join(f"{name} {one['ratio']:.2f}" for name, one in compared.items()))
@@ -60,7 +60,7 @@ def count(setting: Setting, card: str) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             counts = json.loads(path.read_text())
-            return {way: {**counts[way], "items": None} for way in ("eager", "compiled") if way in counts}
+            return {way: {**counts[way], "items": None} for way in COUNTED_MODES if way in counts}
     if "invalid choice: 'count'" in done.stderr:
         raise NotMeasuredError("this version of scripts/benchmark.py has no `count`")
     raise CheckFailedError(f"benchmark.py count: {one_line(done.stderr)[-300:]}")
@@ -70,7 +70,7 @@ def speeds_of(setting: Setting) -> dict[str, Figures]:
     """What earlier parts of this check's file measured of the preset, by mode."""
     path = Path(setting.json)
     parts = json.loads(path.read_text())["parts"] if path.exists() else {}
-    found = {mode: parts.get(f"speed {COUNTED} {mode}", {}) for mode in MODES}
+    found = {mode: parts.get(name_of_speed(COUNTED, mode), {}) for mode in COUNTED_MODES}
     return {mode: part["figures"] for mode, part in found.items() if part.get("hps") == setting.hps}
 
 

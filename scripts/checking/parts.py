@@ -23,12 +23,17 @@ class Part:
     needs_cuda: bool = False
 
 
+def name_of_speed(batch: int, mode: str) -> str:
+    """The name of the part that `throughput` returns."""
+    return f"speed {batch} {mode}"
+
+
 def throughput(batch: int, mode: str, profiled: bool = False) -> Part:
     """The speed of one kind of step. What must be compiled takes longest. A CPU has the smallest sizes, one of each."""
     seconds = {AUTOTUNED: 300, **dict.fromkeys(COMPILED_MODES, 120)}.get(mode, 60)
     arguments = {"batch": batch, "mode": mode, "profiled": profiled}
     needs_cuda = seconds > 60 or batch != COUNTED
-    return Part(f"speed {batch} {mode}", "checking.throughput", seconds, arguments, needs_cuda)
+    return Part(name_of_speed(batch, mode), "checking.throughput", seconds, arguments, needs_cuda)
 
 
 PARTS = [

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 
 from tests.conftest import ROOT
+from tests.counting.test_scaling_page import counted
 
 PAGE = (ROOT / "docs/performance.md").read_text()
 ROWS = {
@@ -25,7 +25,7 @@ def test_counts(label: str) -> None:
     (row,) = re.findall(
         rf"^\| {re.escape(label)} \| ([0-9,]+) \| ([0-9.]+) \| ([0-9.]+) \| (\d+) \|$", PAGE, re.MULTILINE
     )
-    told = json.loads((ROOT / f"results/count/{name}.json").read_text())[way]
+    told = counted(name, way)
     assert row == (
         f"{told['launches']:,}",
         f"{told['bytes_per_image'] / 1e9:.2f}",

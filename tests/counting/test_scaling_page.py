@@ -93,7 +93,7 @@ def number(text: str) -> float:
 
 
 def test_arithmetic() -> None:
-    """Of each preset as it is written, and images per second by the data sheets."""
+    """GFLOP of each preset as it is written, and images per second by the data sheets."""
     cards = [CARDS["h100"].flops["bf16"], CARDS["a100"].flops["bf16"], CARDS["v100"].flops["fp16"]]
     cards.append(CARDS["rtx4090"].flops["bf16"])
     cell = r" ([0-9,]+)(?: images/s)? \|"
